@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV   := .venv
+PYTEST := $(VENV)/bin/python -m pytest -q
+OTHERS := $(foreach version,3.9 3.13,$(shell command -v python$(version) 2>/dev/null))
+
+.PHONY: help demo test live bench capture install tmux
+
+help:     ## what there is (the default)
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: tmux ## the whole cycle with a built-in worker: no account, no network
+	$(PYTHON) selftalk.py demo
+
+test: tmux $(VENV)/ready ## the tests, without any agent installed
+	$(PYTEST) tests --ignore tests/live
+	@for python in $(OTHERS); do tests/with_python $$python || exit 1; done
+
+live: tmux $(VENV)/ready ## the real agent CLIs against a model server on 127.0.0.1; AGENTS=latest moves them on
+	SELFTALK_AGENTS='$(AGENTS)' $(PYTHON) tests/live/install_agents.py
+	$(PYTEST) tests/live
+
+bench: tmux ## what selftalk costs, as ratios within one run
+	$(PYTHON) tests/bench.py
+
+capture: tmux ## record a pane into tests/screens: make capture AGENT=claude VERSION=2.1.329 STATE=ready NAME=start SOCKET=… PANE=%0
+	$(PYTHON) tests/capture.py '$(AGENT)' '$(VERSION)' '$(STATE)' '$(NAME)' '$(SOCKET)' '$(PANE)'
+
+install:  ## copy selftalk and its skill into ~/.claude/skills and ~/.codex/skills
+	@for host in .claude .codex; do \
+	  mkdir -p "$$HOME/$$host/skills/selftalk" && cp selftalk.py SKILL.md "$$HOME/$$host/skills/selftalk/" && \
+	  echo "installed in $$HOME/$$host/skills/selftalk"; done
+
+tmux:
+	@command -v tmux >/dev/null || sh tests/install_package tmux
+
+$(VENV)/ready:
+	$(PYTHON) -m venv $(VENV) || { sh tests/install_package python3-venv && $(PYTHON) -m venv $(VENV); }
+	$(VENV)/bin/python -m pip install -q --disable-pip-version-check pytest
+	@touch $@

@@ -1,0 +1,3491 @@
+#!/usr/bin/env python3
+# selftalk: one coding agent hands work to another and gets the answer back.
+# SPDX-License-Identifier: MIT
+"""Hand a prompt to another agent CLI in tmux, wait, print its answer, end it cleanly.
+
+    python3 selftalk.py run -p codex "fix the failing test in tests/test_io.py"
+    python3 selftalk.py run -p claude < plan.md
+    python3 selftalk.py demo
+
+One file, standard library only, meant to be copied next to a SKILL.md. Flags, JSON keys and exit codes are
+promises; the Python names in here are not. stdout is the answer, stderr is talk.
+
+The file reads top to bottom; each room uses only the rooms above it:
+
+     1. Words         what everything is called; the one family of expected trouble
+     2. Agents        one row of facts for each agent CLI
+     3. Yaml          text -> values, for the config
+     4. Config        values -> profiles
+     5. Screen        what a pane shows -> what the agent is doing
+     6. Formats       what an agent writes down about itself -> what it said
+     7. System        processes, files, clocks: the only room that starts, signals, sleeps and locks
+     8. Tmux          one tmux server; the control client
+     9. Runs          the folder of a run
+    10. Workspaces    where an agent works
+    11. Panes         an agent in tmux: start it, look at it, answer its dialogs, end it
+    12. Pipes         an agent without a terminal
+    13. Quota         what is left of an account
+    14. Conduct       one run, from request to outcome
+    15. Skill         the text a host agent reads
+    16. Report        records -> text and JSON
+    17. Command line  verbs, parser, main
+"""
+import sys
+
+if sys.version_info < (3, 9):  # all of this file parses on Python 3.6, so that these two lines can be read
+    sys.stderr.write("selftalk: python %d.%d: too old, selftalk needs 3.9\n  try: python3.11 %s\n"
+                     % (sys.version_info[0], sys.version_info[1], sys.argv[0]))
+    sys.exit(3)
+
+import argparse
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import select
+import shlex
+import signal
+import stat
+import subprocess
+import time
+from typing import Any, Callable, Iterable, Iterator, NamedTuple, Optional, Union
+
+VERSION = "0.1.0"
+
+# =============================================================================
+# 1. Words
+# =============================================================================
+# The nouns of this file, each with an example. Code, JSON keys, flags, docs and tests use these and no others.
+#
+#   agent     a CLI that can be driven, as a row of facts          codex
+#   profile   how a user wants an agent run, from the config       codex-spark: codex --model gpt-6.1-spark
+#   run       one worker started once; has an id and a folder      run 7, ~/.local/state/selftalk/runs/7
+#   worker    the agent of a run, with everything it started       codex and the shell it opened
+#   turn      one prompt and its outcome                           turns/1.json
+#   place     where a worker runs                                  session, pane
+#   screen    the text a pane shows, and its title                 the 50 lines of capture-pane
+#   verdict   what a screen says, and by which rule                busy, by "busy-footer"
+#   outcome   how a turn ended                                     answered
+#   source    where an answer was read                             done.md, transcript, screen
+#
+# Records are NamedTuples rather than frozen dataclasses: thirty of those cost 30 ms at every start, thirty of
+# these 6 ms, and a host may call us many times a minute.
+
+STATES = ("starting", "ready", "busy", "asks", "limited", "failed", "login", "unknown")
+
+# outcome -> (exit code, what it means). The README's table is checked against this one.
+OUTCOMES = {
+    "answered": (0,  "the answer is on stdout"),
+    "failed":   (1,  "the agent gave up with an error"),
+    "died":     (1,  "the worker ended before it published anything"),
+    "stopped":  (1,  "the run was stopped"),
+    "login":    (4,  "the agent has to be logged in first"),
+    "asks":     (5,  "the agent asks something that selftalk must not answer"),
+    "limited":  (6,  "a usage limit was reached"),
+    "stalled":  (7,  "no progress, or the prompt was not taken; the worker is kept"),
+    "late":     (8,  "past --max-time; the worker was ended"),
+    "running":  (75, "the wait is over, the worker goes on; wait again"),
+}
+
+
+class Failure(Exception):
+    """Expected trouble: what happened to what, and what to do now. `code` is the exit code, `word` the JSON word."""
+
+    code, word = 1, "failed"
+
+    def __init__(self, what: str, fix: str = "") -> None:
+        super().__init__(what)
+        self.what, self.fix = what, fix
+
+
+class Unusable(Failure):
+    """The request, the config or the state folder cannot be used as it is."""
+
+    code, word = 2, "usage"
+
+
+class Missing(Failure):
+    """A program that is needed is not there, or too old."""
+
+    code, word = 3, "missing"
+
+
+FAILURES = (Failure, Unusable, Missing)
+
+
+class Screen(NamedTuple):
+    """What a pane shows: its visible lines and its title."""
+
+    text: str
+    title: str = ""
+
+
+class Verdict(NamedTuple):
+    """What a screen says an agent is doing, and why."""
+
+    state: str         # one of STATES
+    rule: str = ""     # "" when no rule matched
+    region: str = ""   # the part of the screen the rule looked at
+    text: str = ""     # what matched there
+
+
+class Said(NamedTuple):
+    """What an agent's own record says of its latest turn."""
+
+    state: str = "unknown"                   # busy, ready (the turn is over), failed, limited, login; unknown: no turn yet
+    text: str = ""                           # the last thing the agent said, whole
+    error: str = ""                          # the agent's own words when it failed
+    model: str = ""
+    tokens: Optional[dict[str, int]] = None  # {"input": …, "output": …}, as far as the agent tells
+
+
+class Ending(NamedTuple):
+    """How a turn ended: the outcome, and the words for the person who asked."""
+
+    outcome: str       # a key of OUTCOMES
+    what: str = ""     # what happened, when it is not an answer
+    fix: str = ""      # what to do now
+    answer: str = ""
+    source: str = ""   # done.md, transcript, screen
+    said: Said = Said()
+
+
+Tell = Callable[[str], None]   # takes one line meant for the person who waits
+
+
+def own_command(words: str) -> str:
+    """A command line for this very copy of selftalk, to be pasted into any shell."""
+    return "python3 %s %s" % (shlex.quote(os.path.abspath(__file__)), words)
+
+
+# =============================================================================
+# 2. Agents
+# =============================================================================
+# One row of facts for each agent CLI; data only. Every fact was seen on the real program, at the version in `seen`.
+# An agent's name stands in this room and nowhere else: what code elsewhere wants to know is a field of the row.
+
+
+class Rule(NamedTuple):
+    """One row of an agent's screen rules: all of `needs` and none of `unless`, in one region, give `state`."""
+
+    name: str
+    state: str                     # one of STATES
+    region: str                    # see cut_region
+    needs: tuple[str, ...]         # regexes; ^ and $ are those of a line
+    unless: tuple[str, ...] = ()   # regexes that veto the rule, in the same region
+    seen: str = ""                 # the agent's version it was observed on
+
+
+class Dialog(NamedTuple):
+    """A question of an agent that may be answered without asking anyone, and the answer."""
+
+    name: str
+    needs: tuple[str, ...]             # regexes that must all match at the bottom of the screen
+    choose: str                        # regex of the option's label; "" keeps what is preselected
+    keys: tuple[str, ...] = ("Enter",) # pressed once the option is selected
+    seen: str = ""
+
+
+class Start(NamedTuple):
+    """How an agent is started."""
+
+    unattended: tuple[str, ...] = ()                     # args of the built-in profile: it asks for no permission
+    prompt: tuple[str, ...] = ("--", "{prompt}")         # how a prompt is given as an argument
+    added: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (sign, args): given unless an argument holds the sign
+    env: tuple[tuple[str, str], ...] = ()                # set for the worker
+    root_env: tuple[tuple[str, str], ...] = ()           # set for the worker when it runs as root
+    markers: tuple[str, ...] = ()                        # set for what the agent starts; a nested agent must not see them
+
+
+class Pane(NamedTuple):
+    """How an agent looks in a terminal."""
+
+    marks: dict[str, str] = {}          # names for lines that regions start at
+    rules: tuple[Rule, ...] = ()        # tried in order; none matches: unknown
+    dialogs: tuple[Dialog, ...] = ()
+    quit: tuple[str, ...] = ()          # keys that end the agent when it is ready; signals follow
+    silence_s: float = 0.0              # without rules: this long without any change is the end of a turn
+
+
+class Record(NamedTuple):
+    """Where an agent writes down what it says."""
+
+    format: str                # see FORMATS
+    home: tuple[str, str]      # the variable that moves the agent's folder, and where it is otherwise
+    files: str                 # glob below that folder
+    query: str = ""            # for a database: gives the rows of the session that holds :needle, begun after :since_ms
+
+
+class Agent(NamedTuple):
+    """All that is known of one agent CLI."""
+
+    name: str
+    command: str
+    start: Start = Start()
+    pane: Pane = Pane()
+    record: Optional[Record] = None
+    install: str = ""          # how to get it, for the person whose machine lacks it
+
+
+HOLES = ("prompt", "workspace", "workspace_json")   # what {…} may stand for in a row's args
+
+
+# --- claude ----------------------------------------------------------------------------------------------------------
+# An answer is "● text" and then rows indented by 2; the footer is what is below the last rule of the screen.
+# 2.1.329 ends a turn that has an answer with "✻ Brewed for 3s · done 5:54 AM" and one that failed with nothing, so
+# that row is what tells a quoted error from a real one. 2.1.197 writes it after both.
+# The CLI writes its own "⎿ " rows, and the live input, with a no-break space; what a model types has a plain one.
+
+CLAUDE_MARKS = {
+    "rule": r"^─{20,}$",          # the last one is the lower edge of the input box, or the upper edge of a dialog
+    "box":  r"^❯(?:\xa0|$)",      # only the live input has the no-break space; history and options have a space
+    "turn": r"^❯ ",               # the last prompt in the history
+    "head": r"^(?:❯ |● )",        # the last prompt, or the last block of the answer: what a ⎿ row hangs on
+}
+_CLAUDE_OWNER = r"\A(?:❯ |● \w+\()"          # a prompt or a tool call, never a text: what the CLI's own ⎿ rows hang on
+_CLAUDE_FOOT  = r"^─{20,}\n(?:  [^\n]*\n)*?  (?:(?:⏵⏵|⏸) [^\n]* on\b|\? for shortcuts)"   # box closed, no menu open
+_CLAUDE_BOX   = r"^─{20,}\n❯(?:\xa0[^\n]*)?\n(?:  [^\n]*\n)*" + _CLAUDE_FOOT
+CLAUDE_RULES = (
+    # dialogs: two controls, and nothing below them
+    Rule("limited-dialog", "limited", "bottom:9",
+         (r"^ *(?:❯ )?\d\. .*wait for limit to reset", r"^  What do you want to do\?$", r"^  Enter to confirm · Esc to cancel\Z"),
+         seen="2.1.329"),
+    Rule("login-method", "login", "bottom:6",
+         (r"^ Select login method:$", r"^ ❯ \d\. \S"),
+         seen="2.1.329"),
+    Rule("asks-keys", "asks", "bottom:1",
+         (r"\bEnter to \w+(?: [\w ]+)? · ", r" · Esc to \w+\Z"),
+         seen="2.1.329"),
+    Rule("asks-permission", "asks", "bottom:12",
+         (r"^ Esc to cancel · Tab to amend[^\n]*\Z", r"^ ❯ \d\. \S"),
+         seen="2.1.329"),
+    Rule("asks-options", "asks", "bottom:9",       # leaving plan mode: options without a line of keys
+         (r"^  ❯ \d\. \S", r"^    \d\. \S[^\n]*\Z"),
+         seen="2.1.329"),
+    Rule("asks-theme", "asks", "bottom:16",
+         (r"^ Choose the text style that looks best", r"^  Syntax theme: [^\n]*\Z"),
+         seen="2.1.329"),
+    Rule("asks-security", "asks", "bottom:8",
+         (r"^ Security notes:$", r"^ Press Enter to continue…?\Z"),
+         seen="2.1.329"),
+    Rule("asks-panel", "asks", "bottom:30",        # /usage and its sisters: a page that Esc closes
+         (r"^  (?:Settings  Status  |Current (?:session|week))", r"^  (?:[^\n]* · )?Esc to (?:cancel|close)\Z"),
+         seen="2.1.329"),
+
+    # busy: footer, spinner, title are three signs that can go one by one
+    Rule("busy-footer", "busy", "below:rule",
+         (r"^  (?:.* · )?esc to interrupt\b",),
+         seen="2.1.329"),
+    Rule("busy-retry", "busy", "below:turn",
+         (r"^[·✢✳✶✻✽*] .* · [Rr]etrying in \d+\w* · attempt \d+/\d+$",),
+         seen="2.1.329"),
+    Rule("busy-spinner", "busy", "below:turn",
+         (r"^[·✢✳✶✻✽*] \w[^\n]*…(?: \(\d|$)",),
+         seen="2.1.329"),
+    Rule("busy-title", "busy", "title",
+         (r"^[⠁-⣿◐◑] ",),
+         seen="2.1.197"),
+
+    # the last turn came to nothing: only the CLI's own rows between the prompt and the box
+    Rule("limited-waiting", "limited", "below:rule",
+         (r"^  ⚠ Usage limit reached\b.*", r"^  (?:⏵⏵|⏸|\?) "),
+         seen="2.1.329"),
+    Rule("limited-cancelled", "limited", "at:head",
+         (r"\A● Automatic continue cancelled · /rate-limit-options", _CLAUDE_BOX),
+         unless=(r"^✻ ",),
+         seen="2.1.329"),
+    Rule("limited-row", "limited", "at:head",
+         (r"^  ⎿ \xa0(?:You've hit your (?:[\w-]+ )*limit\b|Credit balance too low · ).*", _CLAUDE_OWNER, _CLAUDE_BOX),
+         unless=(r"^  ⎿ \xa0Interrupted",),
+         seen="2.1.329"),
+    Rule("login-footer", "login", "below:rule",
+         (r"\bNot logged in · [Rr]un /login\b", r"^  (?:⏵⏵|⏸|\?) "),
+         seen="2.1.329"),
+    Rule("login-row", "login", "at:head",
+         (r"^  ⎿ \xa0(?:Invalid API key|OAuth token revoked|Not logged in|OAuth token has expired) · .*",
+          _CLAUDE_OWNER, _CLAUDE_BOX),
+         unless=(r"^  ⎿ \xa0Interrupted",),
+         seen="2.1.329"),
+    Rule("login-error", "login", "at:head",
+         (r"\A● Please run /login · API Error: 40\d .*", _CLAUDE_BOX),
+         unless=(r"^✻ .* · done ", r"\n\n  \S"),
+         seen="2.1.329"),
+    Rule("failed-row", "failed", "at:head",
+         (r"^  ⎿ \xa0(?:Context limit reached|Prompt is too long) · .*", _CLAUDE_OWNER, _CLAUDE_BOX),
+         unless=(r"^  ⎿ \xa0Interrupted",),
+         seen="2.1.329"),
+    Rule("failed-error", "failed", "at:head",
+         (r"\A● API Error: .*", _CLAUDE_BOX),
+         unless=(r"^✻ ",),
+         seen="2.1.329"),
+    Rule("failed-error-old", "failed", "at:head",  # 2.1.197: the sentence must be the CLI's, and stand alone
+         (r"\A● API Error: (?:5\d\d .*This is a server-side issue|Request rejected \(429\) · |Unable to connect to API)",
+          _CLAUDE_BOX),
+         unless=(r"^✻ .* · done ", r"\n\n  \S"),
+         seen="2.1.197"),
+
+    Rule("busy-background", "busy", "below:rule",  # the turn is over, but its shells will wake the agent again
+         (r"^  (?:⏵⏵|⏸) .* on · \d+ \w+.* · ↓ to manage",),
+         seen="2.1.329"),
+    Rule("ready", "ready", "at:box",
+         (_CLAUDE_FOOT,),
+         unless=(r"^  .* · esc to interrupt\b", r"^  ⚠ Usage limit"),
+         seen="2.1.329"),
+)
+
+# --- codex -----------------------------------------------------------------------------------------------------------
+# An answer is "• text" and then rows indented by 2; errors are "■ text" in column 0. While the final answer streams
+# only the title tells: its spinner rule is not a spare, it must stay above `ready`.
+
+CODEX_MARKS = {
+    "composer": r"^› ",           # the last one is the live input: a prompt in the history looks the same
+    "error":    r"^■ ",
+    "working":  r"^[•◦] .*\((?:\d+\w+ )*\d+s • esc to interrupt\)",
+}
+_CODEX_FOOT  = r"^› (?:[^\n]*\n)*?  (?:\S.* · [~/]|Ready · [0-9a-f]{8}-)"   # the composer, and the model's line below it
+_CODEX_LATER = (r"^[•◦] ", r"^› [^\n]*\n(?:[^\n]*\n)*?› ")      # what came after the error: an answer, a prompt
+CODEX_RULES = (
+    Rule("login-screen", "login", "bottom:16",
+         (r"^  Welcome to Codex, ", r"^> \d\. \S", r"^  Press enter to continue$"),
+         seen="0.169.0"),
+    Rule("asks-keys", "asks", "bottom:12",
+         (r"^  (?:Press )?enter (?:to )?(?:confirm|continue|submit)\b[^\n]*\besc (?:to )?(?:cancel|back|skip)\b[^\n]*\Z",
+          r"^› \d\. \S"),
+         seen="0.169.0"),
+    Rule("asks-question", "asks", "bottom:1",
+         (r"^  .*\benter to submit (?:answer|all)\b", r"\besc to interrupt\Z"),
+         seen="0.169.0"),
+    Rule("asks-notice", "asks", "bottom:1",
+         (r"^  k keep\b", r"\besc dismiss\b"),
+         seen="0.169.0"),
+    Rule("asks-title", "asks", "title",
+         (r"^\[ [!.] \] Action Required\b",),
+         seen="0.169.0"),
+
+    Rule("busy-title", "busy", "title",
+         (r"^(?:\w+ )?[⠁-⣿](?: |$)",),
+         seen="0.169.0"),
+    Rule("busy-row", "busy", "at:working",         # nothing but its own details and the queue before the composer
+         (r"\A[^\n]*\n(?:  └[^\n]*\n(?:    [^\n]*\n)*|• (?:Queued|Messages)[^\n]*\n(?:  [^\n]*\n)*|\n)*› ",),
+         seen="0.169.0"),
+    Rule("busy-status", "busy", "bottom:2",        # -c tui.status_line=["run-state","thread-id",…]
+         (r"^  (?!Ready)[A-Z]\w+ · [0-9a-f]{8}-[0-9a-f-]{27}",),
+         seen="0.169.0"),
+
+    Rule("limited", "limited", "at:error",
+         (r"\A■ (?:You’ve hit your usage limit|Quota exceeded|To use Codex with your ChatGPT plan, upgrade)[^\n]*", _CODEX_FOOT),
+         unless=_CODEX_LATER, seen="0.169.0"),
+    Rule("login-error", "login", "at:error",
+         (r"\A■ unexpected status 401 Unauthorized\b[^\n]*", _CODEX_FOOT),
+         unless=_CODEX_LATER, seen="0.169.0"),
+    Rule("failed", "failed", "at:error",
+         (r"\A■ (?!Conversation interrupted)[^\n]*", _CODEX_FOOT),
+         unless=_CODEX_LATER, seen="0.169.0"),
+
+    Rule("ready", "ready", "at:composer",          # while it starts, the composer is there but not the model's line
+         (r"\A› (?!/)", _CODEX_FOOT),
+         unless=(r"esc to interrupt\b", r"\besc close$"),
+         seen="0.169.0"),
+)
+
+# --- gemini ----------------------------------------------------------------------------------------------------------
+# An answer is "✦ text" and then rows indented by 2; errors are "✕ [API Error: …]" in column 0. The title says Ready
+# behind the dialogs of the start and Working behind those of a limit, so both are judged before it.
+
+GEMINI_MARKS = {
+    "rule":  r"^─{20,}$",         # the upper edge of the input
+    "error": r"^✕ \[API Error: ",
+}
+_GEMINI_LATER = (r"^✦ ", r"^ > [^\n]*\n(?:[^\n]*\n)*?─{20,}$")  # what came after the error: an answer, a prompt
+_GEMINI_IDLE  = r"^─{20,}\n(?:[^\n]*\n)*? [*>] (?:[^\n]*\n)+? \S[^\n]*\n \S"     # the input, and two rows of footer
+GEMINI_RULES = (
+    Rule("limited-dialog", "limited", "bottom:14",
+         (r"^│ Usage limit reached for .*?(?= {2}|│|$)", r"^│ [● ] \d\. (?:Keep trying|Switch to|Stop)", r"^╰─{20,}╯\Z"),
+         seen="0.61.0"),
+    Rule("limited-capacity", "limited", "bottom:12",
+         (r"^│ We are currently experiencing high demand", r"^│ [● ] \d\. (?:Keep trying|Switch to|Stop)", r"^╰─{20,}╯\Z"),
+         seen="0.61.0"),
+    Rule("login-method", "login", "bottom:17",
+         (r"^│ +How would you like to authenticate", r"^│ +[● ] \d\. ", r"^╰─{20,}╯\Z"),
+         seen="0.61.0"),
+    Rule("login-key", "login", "bottom:12",
+         (r"^│ Enter Gemini API Key", r"^│ \(Press Enter to submit, Esc to cancel", r"^╰─{20,}╯\Z"),
+         seen="0.61.0"),
+    Rule("asks-options", "asks", "bottom:20",      # trust, permission, questions, the model list
+         (r"^ ?│ ● \d\. +\S.*?(?= {2}|│|$)", r"^ ?│   \d\. +\S", r"^ ?╰─{20,}╯\Z"),
+         seen="0.61.0"),
+    Rule("asks-title", "asks", "title",
+         (r"^✋ +Action Required\b",),
+         seen="0.61.0"),
+
+    Rule("busy-row", "busy", "bottom:9",           # prose is indented by 2 or more, this row by 1
+         (r"^ [⠁-⣿] .*\(esc to cancel, (?:\d+[hms] ?)+\)",),
+         seen="0.61.0"),
+    Rule("busy-title", "busy", "title",
+         (r"^✦ +Working",),
+         seen="0.61.0"),
+
+    Rule("limited", "limited", "at:error",
+         (r"\A✕ [^\n]*(?:exhausted your daily quota|exceeded your current quota|capacity on this model)", _GEMINI_IDLE),
+         unless=_GEMINI_LATER, seen="0.61.0"),
+    Rule("login-error", "login", "at:error",
+         (r'\A✕ [^\n]*(?:"code":401|"code":403|UNAUTHENTICATED|API[ _]key[ _]not[ _]valid|API_KEY_INVALID)', _GEMINI_IDLE),
+         unless=_GEMINI_LATER, seen="0.61.0"),
+    Rule("failed", "failed", "at:error",
+         (r"\A✕ \[API Error: [^\n]*", _GEMINI_IDLE),
+         unless=_GEMINI_LATER, seen="0.61.0"),
+
+    Rule("ready", "ready", "below:rule",
+         (r"^ (?:[*>]   Type your message or @path/to/file|[*>] (?![ /])\S)", r"^ [*>] (?:[^\n]*\n)+? \S[^\n]*\n \S"),
+         unless=(r"\(esc to cancel, ", r"^ \(\d+/\d+\)$"),
+         seen="0.61.0"),
+)
+
+# --- opencode --------------------------------------------------------------------------------------------------------
+# An answer is indented by 5; boxes (prompts, tools, errors) are "┃" in column 2, so an error looks like a prompt:
+# what tells is the mark of its turn below it, "▣  Build · Model", which gets a duration only when the turn was done.
+# A sidebar may stand to the right of every row (from 120 columns on).
+
+OPENCODE_MARKS = {
+    "edge": r"^ +╹▀{20,}",        # the lower edge of the input
+    "turn": r"^ {5}▣  ",          # the mark of the last turn
+}
+_OPENCODE_ERROR = (               # a box …
+    r"^(?! +▣)[^\n]*\S[^\n]*\n"                        # that does not follow the mark of a turn, as a prompt does
+    r"(?: {20,}[^\n]*)?\n(?:  ┃[^\n]*\n)*?  ┃  "       # … and in it
+)
+_OPENCODE_END = (                 # … and after it
+    r"[^\n]*\n(?:  ┃[^\n]*\n)*(?: {20,}[^\n]*)?\n"     # the rest of the box, an empty row
+    r" {5}▣  [^·\n]+ · [^·\n]+?(?: {3,}[^\n]*)?\n"     # the mark, without a duration
+    r"(?:(?! {5}▣  )[^\n]*\n)* +╹▀{20,}"               # no other mark down to the input
+    r"[^\n]*\n[^\n]*\bctrl\+p commands\b"             # the footer of one that waits
+)
+OPENCODE_RULES = (
+    Rule("asks-permission", "asks", "bottom:4",
+         (r"^  ┃   Allow once   Allow always   Reject\b", r"\benter confirm\b"),
+         seen="1.18.33"),
+    Rule("asks-question", "asks", "bottom:3",
+         (r"^  ┃  .*\benter (?:submit|confirm|toggle|select)\b", r"^  ┃  .*\besc dismiss\b"),
+         seen="1.18.33"),
+
+    Rule("busy-retry", "busy", "below:edge",
+         (r"\[retrying in .*|\bretrying in \d+\w* attempt #\d+\]",),
+         seen="1.18.33"),
+    Rule("busy-words", "busy", "below:edge",
+         (r"\besc (?:again to )?interrupt\b",),
+         seen="1.18.33"),
+    Rule("busy-bar", "busy", "below:edge",
+         (r"^ +[⬝■]{4,}",),
+         seen="1.18.33"),
+
+    Rule("limited", "limited", "screen",
+         (_OPENCODE_ERROR + r"(?i:[^\n]*(?:insufficient credits|\bquota\b|usage limit|credit balance))" + _OPENCODE_END,),
+         seen="1.18.33"),
+    Rule("login-error", "login", "screen",
+         (_OPENCODE_ERROR + r"(?i:[^\n]*(?:api[ _-]key|unauthorized|authentication))" + _OPENCODE_END,),
+         seen="1.18.33"),
+    Rule("failed", "failed", "screen",
+         (_OPENCODE_ERROR + r"\S" + _OPENCODE_END,),
+         seen="1.18.33"),
+
+    Rule("ready-home", "ready", "bottom:12",
+         (r"^ +┃  Ask anything", r"^ +╹▀{20,}", r"^ +tab agents  ctrl\+p commands$", r" \d+\.\d+\.\d+\Z"),
+         unless=(r"\besc (?:again to )?interrupt\b",),
+         seen="1.18.33"),
+    Rule("ready", "ready", "at:turn",              # a box between the mark and the input is a prompt not yet taken
+         (r"\A {5}▣  ", r"^ +╹▀{20,}", r"\bctrl\+p commands\b"),
+         unless=(r"\besc (?:again to )?interrupt\b", r"\[retrying in ", r"^  ┃[^\n]*\n(?: {20,}[^\n]*)?\n  ┃", r"^  ┃ /\w"),
+         seen="1.18.33"),
+)
+
+_CONFIRM = r"^ {1,2}Enter to confirm · Esc to cancel\Z"
+CLAUDE_DIALOGS = (
+    # name      needs                                                                           choose                         seen
+    Dialog("theme",    (r"^ Choose the text style that looks best", r"^  Syntax theme: [^\n]*\Z"),
+           choose=r"", seen="2.1.329"),
+    Dialog("api-key",  (r"^  Detected a custom API key in your environment$", r"^  Do you want to use this API key\?$", _CONFIRM),
+           choose=r"^Yes$", seen="2.1.329"),
+    Dialog("security", (r"^ Security notes:$", r"^ Press Enter to continue…?\Z"),
+           choose=r"", seen="2.1.329"),
+    Dialog("trust",    (r"^ Accessing workspace:$", r"^ Quick safety check: Is this a project you", _CONFIRM),
+           choose=r"^Yes, I trust this folder$", seen="2.1.329"),
+    Dialog("bypass",   (r"^  WARNING: Claude Code running in Bypass Permissions mode$", _CONFIRM),
+           choose=r"^Yes, I accept$", seen="2.1.329"),
+)
+CODEX_DIALOGS = (
+    Dialog("trust",    (r"^  Folder access$", r"^  Trust this folder\? Codex can read, edit", r"^  enter continue · esc back\Z"),
+           choose=r"^Trust and continue$", seen="0.169.0"),
+    Dialog("update",   (r"^  Update available · \d", r"^  enter continue · esc skip\Z"),
+           choose=r"^Skip$", seen="0.169.0"),
+    Dialog("hooks",    (r"^  Hooks need review$", r"^  enter confirm · esc skip\Z"),
+           choose=r"^Continue without trusting\b", seen="0.169.0"),
+)
+GEMINI_DIALOGS = (
+    Dialog("trust",    (r"^ │ Do you trust the files in this folder\?", r"^ │ [● ] \d\. Don't trust\b", r"^ ╰─{20,}╯\Z"),
+           choose=r"^Trust folder\b", seen="0.61.0"),
+)
+
+
+DEMO_RULES = (
+    Rule("question", "asks",  "bottom:6", (r"^❯ ", r"^Enter to confirm$")),
+    Rule("footer",   "busy",  "bottom:2", (r"esc to interrupt\)$",)),
+    Rule("box",      "ready", "bottom:1", (r"^>$",), unless=(r"esc to interrupt",)),
+)
+DEMO_DIALOGS = (
+    Dialog("question", (r"may I work in this folder\?$", r"^Enter to confirm$"), choose=r"^Yes, work here$"),
+)
+
+OPENCODE_QUERY = """
+    SELECT json_object('data', json(message.data), 'texts', json((
+        SELECT json_group_array(json_extract(part.data, '$.text')) FROM part
+        WHERE part.message_id = message.id AND json_extract(part.data, '$.type') = 'text')))
+    FROM message WHERE message.session_id = (
+        SELECT session.id FROM session JOIN part ON part.session_id = session.id
+        WHERE session.time_created >= :since_ms AND instr(part.data, :needle) LIMIT 1)
+    ORDER BY message.time_created"""   # 1.18.33; a session that called us is older than :since_ms
+
+# The worker of `selftalk demo`: see room 17.
+DEMO = Agent("demo", "", pane=Pane({}, DEMO_RULES, DEMO_DIALOGS))
+
+AGENT_ROWS = (
+    DEMO,
+    Agent("generic", "", pane=Pane(silence_s=60.0)),
+
+    Agent("claude", "claude", install="npm install -g @anthropic-ai/claude-code",
+          start=Start(
+              unattended=("--dangerously-skip-permissions",),
+              # 2.1.197, 2.1.329: without it the bypass warning comes, with "No, exit" preselected. Written nowhere.
+              added=(("--settings", ("--settings", '{"skipDangerousModePermissionPrompt":true}')),),
+              env=(("CLAUDE_CODE_SANDBOXED", "1"),    # no trust dialog, and nothing is remembered
+                   ("DISABLE_AUTOUPDATER", "1")),
+              root_env=(("IS_SANDBOX", "1"),),        # else "cannot be used with root/sudo privileges", exit 1
+              # 2.1.329 with CLAUDE_CODE_CHILD_SESSION inherited writes no transcript at all.
+              markers=("CLAUDECODE", "CLAUDE_CODE_CHILD_SESSION", "CLAUDE_CODE_ENTRYPOINT", "CLAUDE_CODE_SESSION_ID",
+                       "CLAUDE_CODE_EXECPATH", "CLAUDE_CODE_SSE_PORT", "CLAUDE_PID", "CLAUDE_EFFORT",
+                       "CLAUDE_CODE_MESSAGING_SOCKET", "CLAUDE_CODE_MESSAGING_TOKEN",
+                       "CLAUDE_CODE_SESSION_ATTENDED", "CLAUDE_CODE_CHILD_NOTES_DIR", "AI_AGENT")),
+          pane=Pane(CLAUDE_MARKS, CLAUDE_RULES, CLAUDE_DIALOGS, quit=("C-c", "C-c")),
+          record=Record("claude-transcript", ("CLAUDE_CONFIG_DIR", "~/.claude"), "projects/*/*.jsonl")),
+
+    Agent("codex", "codex", install="npm install -g @openai/codex",
+          start=Start(
+              unattended=("--dangerously-bypass-approvals-and-sandbox",),
+              # 0.169.0: any -c keeps the agent out of the shared daemon, in which a turn outlives its pane. The
+              # update prompt has "Update now" preselected. Trust given so is written nowhere.
+              added=(("check_for_update_on_startup", ("-c", "check_for_update_on_startup=false")),
+                     ("projects", ("-c", 'projects={{workspace_json}={trust_level="trusted"}}'))),
+              markers=("CODEX_CI", "CODEX_THREAD_ID", "CODEX_SESSION_ID", "CODEX_TOOL_CALL_ID", "CODEX_VERSION",
+                       "CODEX_PERMISSION_PROFILE", "CODEX_SANDBOX", "CODEX_SANDBOX_NETWORK_DISABLED",
+                       "CODEX_MANAGED_BY_NPM", "CODEX_MANAGED_PACKAGE_ROOT")),
+          pane=Pane(CODEX_MARKS, CODEX_RULES, CODEX_DIALOGS, quit=("C-c",)),
+          record=Record("codex-rollout", ("CODEX_HOME", "~/.codex"), "sessions/*/*/*/rollout-*.jsonl")),
+
+    Agent("gemini", "gemini", install="npm install -g @google/gemini-cli",
+          start=Start(
+              unattended=("--skip-trust", "--yolo"),
+              prompt=("-i", "{prompt}"),
+              markers=("GEMINI_CLI", "GEMINI_CLI_NO_RELAUNCH", "GEMINI_CLI_TRUST_WORKSPACE")),
+          pane=Pane(GEMINI_MARKS, GEMINI_RULES, GEMINI_DIALOGS, quit=("C-c", "C-c"))),
+
+    Agent("opencode", "opencode", install="npm install -g opencode-ai",
+          start=Start(
+              unattended=("--auto",),
+              prompt=("--prompt", "{prompt}"),
+              env=(("OPENCODE_DISABLE_AUTOUPDATE", "1"),),
+              markers=("OPENCODE", "OPENCODE_PID", "AGENT")),
+          pane=Pane(OPENCODE_MARKS, OPENCODE_RULES, quit=("C-c",)),
+          record=Record("opencode-rows", ("XDG_DATA_HOME", "~/.local/share"), "opencode/opencode.db", OPENCODE_QUERY)),
+
+    Agent("cursor", "cursor-agent", pane=Pane(silence_s=60.0)),
+)
+AGENTS = {row.name: row for row in AGENT_ROWS}
+
+
+
+MAX_DEPTH = 100          # lists and maps within one another: far from the 1,000 calls Python allows
+MAX_KEY = 1024           # characters of a key, by YAML's own rule
+MAX_DIGITS = 4300        # of a number: the most that every Python turns into text and back
+TOO_LARGE = 10 ** MAX_DIGITS
+
+BRACKETS = {"[": "]", "{": "}"}
+
+CONSTANTS = {word: value for words, value in (
+    (("", "~", "null", "Null", "NULL"),                         None),
+    (("true", "True", "TRUE"),                                  True),
+    (("false", "False", "FALSE"),                               False),
+    ((".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF"),       float("inf")),
+    (("-.inf", "-.Inf", "-.INF"),                               float("-inf")),
+    ((".nan", ".NaN", ".NAN"),                                  float("nan")),
+) for word in words}
+
+ESCAPES = {"0": "\0", "a": "\a", "b": "\b", "t": "\t", "\t": "\t", "n": "\n", "v": "\v", "f": "\f", "r": "\r",
+           "e": "\x1b", " ": " ", '"': '"', "/": "/", "\\": "\\",
+           "N": "\x85", "_": "\xa0", "L": "\u2028", "P": "\u2029"}
+
+# What a scalar without quotes cannot begin with: what it would be, and what to write instead.
+RESERVED = {
+    "&": ("an anchor is not supported",                  "write the value out wherever it is needed"),
+    "*": ("an alias is not supported",                   "write the value out, or quote text that begins with *"),
+    "!": ("a tag is not supported",                      "leave it out, or quote text that begins with !"),
+    "?": ("a complex key is not supported",              "write `key: value` on one line"),
+    "-": ("a list with dashes cannot begin here",        "begin it on a line of its own, or write [a, b]"),
+    ":": ("a colon without a key",                       'write the key before it, "" for an empty one'),
+    "%": ("a directive, or text that begins with %",     "remove the directive; quote the text"),
+    "@": ("text cannot begin with @",                    "quote it"),
+    "`": ("text cannot begin with a backquote",          "quote it"),
+    "|": ("a block text cannot stand in brackets",       "quote the text"),
+    ">": ("a block text cannot stand in brackets",       "quote the text"),
+    "#": ("a comment needs a space before it",           "put a space before #, or quote the text"),
+    ",": ("a comma without a value",                     "remove the comma, or quote text that begins with it"),
+    "]": ("a ] that closes nothing here",                "remove it, or quote text that begins with ]"),
+    "}": ("a } that closes nothing here",                "remove it, or quote text that begins with }"),
+}
+
+UNPRINTABLE = re.compile("[^\t\n\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+MARK = re.compile(r"(?:---|\.\.\.)(?=[ \t]|\Z)")
+BLANK = re.compile(r"[ \t]*(?:(?<![^ \t])#.*)?")
+DASH = re.compile(r"-(?=[ \t]|\Z)")
+COLON = re.compile(r"[ \t]*:(?=[ \t]|\Z)")
+FLOW_COLON = re.compile(r"[ \t]*:(?=[ \t,\]}]|\Z)")
+QUOTED_COLON = re.compile(r"[ \t]*:")        # in brackets, nothing need follow the colon of a quoted key: {"a":1}
+FOLDABLE = re.compile(r"(?<![ \t])[ \t]*\n([ \t\n]*)")
+INTEGER = re.compile("[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+SINGLE_QUOTED = re.compile("(?:[^']+|'')*")
+DOUBLE_QUOTED = re.compile(r"""(?: [^"\\]+ | \\ (?:
+    [0abtnvfre\ "/\\N_LP\t]                                  # a letter of ESCAPES
+    | x [0-9a-fA-F]{2}
+    | u (?![dD][89a-fA-F]) [0-9a-fA-F]{4}                    # halves of surrogate pairs are no characters
+    | U 00 (?:0(?!0[dD][89a-fA-F])[0-9a-fA-F]|10) [0-9a-fA-F]{4}
+    | \Z                                                     # the line break itself
+    ) )*""", re.VERBOSE)
+ESCAPED = re.compile(r"""
+    \\\n [ \t\n]*                                            # a line break that is not there
+    | \\ (?: x.. | u.... | U........ | . )
+    | [ \t]* \n [ \t\n]*                                     # a line break to be folded
+    | [ \t]+                                                 # read whole, or long runs would cost their square
+    """, re.VERBOSE)
+BLOCK_HEADER = re.compile(r"""
+    ([|>])
+    ( [1-9][-+] | [-+]?[1-9]? )                              # indentation and chomping, in either order
+    (?: [ \t]+ (?:\#.*)? )? \Z                               # nothing more but a comment
+    """, re.VERBOSE)
+BLOCK_FOLDABLE = re.compile(r"^([^ \t\n].*)\n(\n*)(?=[^ \t\n])", re.MULTILINE)
+
+
+class Node(NamedTuple):
+    """A value and where it was written; lines and columns count from 1, and are 0 where there is no key."""
+
+    value: object                  # str, int, float, bool, None, list of Node, dict of plain key to Node
+    text: str                      # a scalar as written, its quotes and escapes resolved: "0x1F", "1.10"
+    line: int
+    column: int
+    key_line: int = 0
+    key_column: int = 0
+
+
+class Spot(NamedTuple):
+    """A place in the text: lines[row][column], both from 0; at the end of the text the column is -1."""
+
+    row: int
+    column: int
+
+
+class PlainStyle(NamedTuple):
+    """How a scalar without quotes begins and what ends it: other things in a block than in brackets."""
+
+    begin: re.Pattern[str]
+    end: re.Pattern[str]
+
+
+IN_BLOCK = PlainStyle(
+    re.compile(r"""[^-?:,\[\]{}#&*!|>'"%@` \t]|[-?:](?=[^ \t])"""),
+    re.compile(r"""(?<![^ \t])\#|:(?=[ \t]|\Z)|\Z""", re.VERBOSE))
+IN_FLOW = PlainStyle(
+    re.compile(r"""[^-?:,\[\]{}#&*!|>'"%@` \t]|[-?:](?=[^ \t,\[\]{}])"""),
+    re.compile(r"""(?<![^ \t])#|:(?=[ \t,\[\]{}]|\Z)|[,\[\]{}]|\Z"""))
+
+
+def yaml_error(spot: Spot, what: str, fix: str) -> Unusable:
+    """The one shape of every message of this room."""
+    return Unusable(f"line {spot.row + 1}, column {spot.column + 1}: {what}", fix)
+
+
+def new_node(spot: Spot, value: object, text: str = "") -> Node:
+    """A node that begins at `spot`."""
+    return Node(value, text, spot.row + 1, spot.column + 1)
+
+
+def split_yaml_lines(text: str) -> list[str]:
+    """The lines of the text without their breaks; a break at the end of the text opens no further line."""
+    lines = text[text.startswith("\ufeff"):].replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    found = UNPRINTABLE.search("\n".join(lines))
+    if found:
+        before = found.string[:found.start()]
+        spot = Spot(before.count("\n"), found.start() - before.rfind("\n") - 1)
+        what = f"the character U+{ord(found[0]):04X} is not allowed"
+        raise yaml_error(spot, what, f'remove it, or write "\\U{ord(found[0]):08X}" within double quotes')
+    return lines if lines[-1] else lines[:-1]
+
+
+def skip_blank(lines: list[str], spot: Spot) -> Spot:
+    """Where the text goes on behind white space, comments and blank lines."""
+    row, column = spot
+    while row < len(lines):
+        column = BLANK.match(lines[row], column).end()
+        if column < len(lines[row]):
+            return Spot(row, column)
+        row, column = row + 1, 0
+    return Spot(row, -1)
+
+
+def skip_to_block(lines: list[str], spot: Spot) -> Spot:
+    """Where the text goes on in a block, whose lines only spaces may indent."""
+    found = skip_blank(lines, spot)
+    lead = lines[found.row][:found.column] if found.column > 0 else ""
+    if "\t" in lead and not lead.strip(" \t"):
+        raise yaml_error(Spot(found.row, lead.index("\t")), "a tab in the indentation", "indent with spaces")
+    return found
+
+
+def end_of_value(lines: list[str], spot: Spot) -> Spot:
+    """Where the text goes on behind a value in a block: not on the same line."""
+    found = skip_to_block(lines, spot)
+    if found.row > spot.row:
+        return found
+    if COLON.match(lines[found.row], found.column):
+        raise yaml_error(found, "a second `: `, or a key over several lines",
+                         "quote a text that has a colon and a space; put a map within a map on lines of its own")
+    raise yaml_error(found, "text behind the end of the value",
+                     "quote the whole value; put a space behind the colon of a key and before # of a comment")
+
+
+def find_continuation(lines: list[str], row: int, indent: int) -> "Optional[Spot]":
+    """Where a scalar of several lines goes on at or below `row`; None when no line is indented enough for it."""
+    for below in range(row, len(lines)):
+        rest = lines[below].lstrip(" ")
+        spaces = len(lines[below]) - len(rest)
+        content = rest.lstrip("\t ")
+        if content:
+            return Spot(below, len(lines[below]) - len(content)) if spaces >= indent else None
+        if rest and spaces < indent:        # a tab where spaces are due: not a blank line of the scalar
+            return None
+    return None
+
+
+def fold_lines(text: str) -> str:
+    """One line break becomes a space; of several the first is dropped. White space around them goes."""
+    if "\n" not in text:
+        return text
+    return FOLDABLE.sub(lambda found: "\n" * found[1].count("\n") or " ", text)
+
+
+def parse_number(spot: Spot, text: str) -> Union[int, float]:
+    """The value of a text that INTEGER or FLOAT matches."""
+    if len(text) <= MAX_DIGITS:
+        base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+        number = int(text, base) if INTEGER.fullmatch(text) else float(text)
+        if abs(number) < TOO_LARGE:
+            return number
+    raise yaml_error(spot, "the number is too large", "quote it if it is text")
+
+
+def resolve_plain(spot: Spot, text: str) -> Node:
+    """The node of a scalar without quotes: what it means by the core schema."""
+    if text in CONSTANTS:
+        return new_node(spot, CONSTANTS[text], text)
+    if INTEGER.fullmatch(text) or FLOAT.fullmatch(text):
+        return new_node(spot, parse_number(spot, text), text)
+    return new_node(spot, text, text)
+
+
+def parse_plain(lines: list[str], spot: Spot, indent: int, style: PlainStyle) -> tuple[Spot, Node]:
+    """A scalar without quotes; further lines belong to it when `indent` spaces or more stand before them."""
+    if not style.begin.match(lines[spot.row], spot.column):
+        raise yaml_error(spot, *RESERVED[lines[spot.row][spot.column]])
+    parts, end, begin = [], spot, spot
+    while begin:
+        line = lines[begin.row]
+        stop = style.end.search(line, begin.column).start()
+        if stop == begin.column:            # a comment or a bracket, no further line of the scalar
+            break
+        part = line[begin.column:stop].rstrip(" \t")
+        parts += [""] * (begin.row - end.row - 1) + [part]
+        end = Spot(begin.row, begin.column + len(part))
+        begin = find_continuation(lines, begin.row + 1, indent) if stop == len(line) else None
+    return end, resolve_plain(spot, fold_lines("\n".join(parts)))
+
+
+def unescape(found: "re.Match[str]") -> str:
+    """What a match of ESCAPED stands for."""
+    token = found[0]
+    if "\n" in token:
+        kept = "\n" * (token.count("\n") - 1)
+        return kept if token[0] == "\\" else kept or " "
+    if token[0] != "\\":
+        return token
+    return chr(int(token[2:], 16)) if len(token) > 2 else ESCAPES[token[1]]
+
+
+def parse_quoted(lines: list[str], spot: Spot, indent: int) -> tuple[Spot, Node]:
+    """A scalar in single or double quotes; `indent` spaces or more stand before each of its further lines."""
+    quote = lines[spot.row][spot.column]
+    inside = SINGLE_QUOTED if quote == "'" else DOUBLE_QUOTED
+    parts, end, begin = [], spot, Spot(spot.row, spot.column + 1)
+    while begin:
+        line = lines[begin.row]
+        stop = inside.match(line, begin.column).end()
+        parts += [""] * (begin.row - end.row - 1) + [line[begin.column:stop]]
+        end = Spot(begin.row, stop)
+        if stop < len(line):
+            break
+        begin = find_continuation(lines, begin.row + 1, indent)
+    if not begin:
+        raise yaml_error(spot, "a quote that is not closed", f"close it with {quote}, and indent all its lines")
+    if line[stop] != quote:
+        raise yaml_error(end, f"an unknown escape {line[stop:stop + 2]}", "write \\\\ for a backslash")
+    text = "\n".join(parts)
+    text = fold_lines(text).replace("''", "'") if quote == "'" else ESCAPED.sub(unescape, text)
+    return Spot(end.row, stop + 1), new_node(spot, text, text)
+
+
+def parse_scalar(lines: list[str], spot: Spot, indent: int, style: PlainStyle) -> tuple[Spot, Node]:
+    """A scalar with or without quotes."""
+    if lines[spot.row][spot.column] in "'\"":
+        return parse_quoted(lines, spot, indent)
+    return parse_plain(lines, spot, indent, style)
+
+
+def find_block_width(lines: list[str], row: int, indent: int) -> int:
+    """The spaces before a block text: those of its first line that is not blank, at least `indent`."""
+    blank = Spot(row, indent)               # the end of the longest blank line so far
+    for below in range(row, len(lines)):
+        spaces = len(lines[below]) - len(lines[below].lstrip(" "))
+        width = max(spaces, indent)
+        if spaces < len(lines[below]) and width < blank.column:
+            raise yaml_error(blank, "a blank line with more spaces than the text has", "remove them")
+        if spaces < len(lines[below]):
+            return width
+        blank = Spot(below, width) if width > blank.column else blank
+    return blank.column
+
+
+def take_block_lines(lines: list[str], row: int, width: int) -> list[str]:
+    """The lines of a block text, without the `width` spaces before each; it ends before the first with fewer."""
+    taken, pad = [], " " * width
+    for below in range(row, len(lines)):
+        line = lines[below]
+        if line.startswith(pad):
+            taken.append(line[width:])
+        elif not line.strip(" "):
+            taken.append("")
+        elif not line.strip(" \t"):
+            raise yaml_error(Spot(below, line.index("\t")), "a tab in the indentation", "indent with spaces")
+        else:
+            break
+    return taken
+
+
+def parse_block_text(lines: list[str], spot: Spot, indent: int) -> tuple[Spot, Node]:
+    """A literal (|) or folded (>) text; the end of the file counts as the break of its last line."""
+    header = BLOCK_HEADER.match(lines[spot.row], spot.column)
+    if not header:
+        raise yaml_error(spot, "text behind a | or >", "begin the text on the next line, or quote it")
+    chomping, digit = header[2].strip("123456789"), header[2].strip("+-")
+    if digit and not indent:    # by the letter of YAML the parent's indentation is -1 here; programs differ
+        raise yaml_error(spot, "a width is not supported outside of lists and maps", "leave the digit out")
+    below = spot.row + 1
+    width = indent - 1 + int(digit) if digit else find_block_width(lines, below, indent)
+    taken = take_block_lines(lines, below, width)
+    whole = "".join([line + "\n" for line in taken])
+    text = whole.rstrip("\n")
+    tail = {"-": "", "": "\n" if text else "", "+": whole[len(text):]}[chomping]
+    if header[1] == ">":
+        text = BLOCK_FOLDABLE.sub(lambda found: found[1] + (found[2] or " "), text)
+    last = spot.row + len(taken)
+    return Spot(last, len(lines[last])), new_node(spot, text + tail, text + tail)
+
+
+def check_depth(spot: Spot, parents: tuple[int, ...]) -> None:
+    """Refuses a list or map within too many others."""
+    if len(parents) > MAX_DEPTH:
+        raise yaml_error(spot, f"more than {MAX_DEPTH} lists and maps within one another", "nest less deeply")
+
+
+def check_key(lines: list[str], key: Node, end: Spot) -> None:
+    """Refuses keys that are more than a short scalar on one line."""
+    spot = Spot(key.line - 1, key.column - 1)
+    if isinstance(key.value, (list, dict)):
+        raise yaml_error(spot, "a list or map as a key is not supported", "quote the key if it is text")
+    if end.row > spot.row:
+        raise yaml_error(spot, "a key over several lines is not supported", "write the key on one line")
+    if end.column - spot.column > MAX_KEY:
+        raise yaml_error(spot, f"a key of more than {MAX_KEY} characters", "shorten it")
+    if key.text == "<<" and lines[spot.row][spot.column] == "<":
+        raise yaml_error(spot, "a merge key is not supported", 'write the keys out, or quote it: "<<"')
+
+
+def add_entry(entries: dict, key: Node, value: Node) -> None:
+    """Puts a value into a map; refuses keys that Python could not hold side by side, such as 1 and true."""
+    if key.value in entries:
+        first = entries[key.value]
+        raise yaml_error(Spot(key.line - 1, key.column - 1), f"a duplicate of the key in line {first.key_line}",
+                         "remove or rename one; quote one where a number meets true or false")
+    entries[key.value] = value._replace(key_line=key.line, key_column=key.column)
+
+
+def skip_in_flow(lines: list[str], spot: Spot, indent: int, *, opener: Spot) -> Spot:
+    """Where the text goes on within the brackets opened at `opener`."""
+    found = skip_blank(lines, spot)
+    if found.column < 0:
+        raise yaml_error(opener, "a bracket that is not closed", "close it")
+    if found.row > spot.row and lines[found.row][:indent].strip(" "):
+        raise yaml_error(found, "a line in brackets that is indented too little", "indent it more than its key")
+    return found
+
+
+def find_flow_colon(lines: list[str], key: Node, end: Spot) -> "Optional[Spot]":
+    """The spot behind the colon that makes a key of what ends at `end`."""
+    is_quoted = lines[key.line - 1][key.column - 1] in "'\""
+    colon = (QUOTED_COLON if is_quoted else FLOW_COLON).match(lines[end.row], end.column)
+    return Spot(end.row, colon.end()) if colon else None
+
+
+def skip_comma(lines: list[str], spot: Spot, indent: int, *, opener: Spot) -> Spot:
+    """The next entry, or the bracket that closes: what may follow an entry within the brackets opened at `opener`."""
+    at = skip_in_flow(lines, spot, indent, opener=opener)
+    closer = BRACKETS[lines[opener.row][opener.column]]
+    found = lines[at.row][at.column]
+    if found == ",":
+        return skip_in_flow(lines, Spot(at.row, at.column + 1), indent, opener=opener)
+    if found != closer:
+        raise yaml_error(at, f"a comma or {closer} is missing before {found}",
+                         "put it in; quote a text that has brackets, commas, quotes or `: `; keep key and colon together")
+    return at
+
+
+def add_flow_entry(node: Node, first: Node, value: Optional[Node]) -> None:
+    """Puts an entry into a list or map; the `value` is None where no colon stands behind the `first` part."""
+    if isinstance(node.value, dict):
+        add_entry(node.value, first, value or Node(None, "", first.line, first.column))
+    elif value is None:
+        node.value.append(first)
+    else:
+        pair: dict = {}
+        add_entry(pair, first, value)
+        node.value.append(Node(pair, "", first.line, first.column))
+
+
+def parse_flow(lines: list[str], spot: Spot, parents: tuple[int, ...]) -> tuple[Spot, Node]:
+    """What stands in brackets: a scalar, or brackets in turn. `parents` as in parse_block."""
+    opener, indent = lines[spot.row][spot.column], parents[-1] + 1
+    if opener not in BRACKETS:
+        return parse_scalar(lines, spot, indent, IN_FLOW)
+    check_depth(spot, parents)
+    node, inside = new_node(spot, [] if opener == "[" else {}), parents + parents[-1:]
+    at = skip_in_flow(lines, Spot(spot.row, spot.column + 1), indent, opener=spot)
+    while lines[at.row][at.column] != BRACKETS[opener]:
+        at, first = parse_flow(lines, at, inside)
+        colon, value = find_flow_colon(lines, first, at), None
+        if colon or opener == "{":
+            check_key(lines, first, at)
+        if colon:
+            at = skip_in_flow(lines, colon, indent, opener=spot)
+            is_empty = lines[at.row][at.column] in ",]}"
+            at, value = (at, new_node(at, None)) if is_empty else parse_flow(lines, at, inside)
+        add_flow_entry(node, first, value)
+        at = skip_comma(lines, at, indent, opener=spot)
+    return Spot(at.row, at.column + 1), node
+
+
+def parse_leaf(lines: list[str], spot: Spot, parents: tuple[int, ...]) -> tuple[Spot, Node]:
+    """A value in a block that is not itself a list or map of the block. `parents` as in parse_block."""
+    first = lines[spot.row][spot.column]
+    if first in "|>":
+        return parse_block_text(lines, spot, parents[-1] + 1)
+    if first in BRACKETS:
+        return parse_flow(lines, spot, parents)
+    return parse_scalar(lines, spot, parents[-1] + 1, IN_BLOCK)
+
+
+def parse_key(lines: list[str], spot: Spot, parents: tuple[int, ...]) -> tuple[Spot, Node]:
+    """The key of an entry of a block, with its colon. `parents` as in parse_block."""
+    end, key = parse_leaf(lines, spot, parents)
+    colon = COLON.match(lines[end.row], end.column)
+    if not colon:
+        raise yaml_error(spot, "a key and a colon are expected here", "write `key: value`, with a space")
+    check_key(lines, key, end)
+    return Spot(end.row, colon.end()), key
+
+
+def add_block_entry(node: Node, key: Optional[Node], value: Node) -> None:
+    """Puts an entry into a list, or with its key into a map."""
+    if key is None:
+        node.value.append(value)
+    else:
+        add_entry(node.value, key, value)
+
+
+def is_dash(lines: list[str], spot: Spot) -> bool:
+    """Whether an entry of a list begins here."""
+    return bool(DASH.match(lines[spot.row], spot.column))
+
+
+def is_value_below(lines: list[str], spot: Spot, column: int, key: Optional[Node]) -> bool:
+    """Whether what stands at `spot` is the value of the entry at `column`, not what follows an empty one."""
+    if spot.column == column:               # a list may stand right below its key
+        return key is not None and is_dash(lines, spot)
+    return spot.column > column
+
+
+def check_dedent(spot: Spot, column: int, parents: tuple[int, ...]) -> None:
+    """Refuses what follows the entries of a list or map at `column` without being one of them."""
+    if spot.column > column:
+        raise yaml_error(spot, f"indented by {spot.column}, but the entries above it by {column}", "align it")
+    if spot.column == column != parents[-1]:
+        raise yaml_error(spot, "a dash among keys, or a key among dashes", "indent one of them more")
+
+
+def parse_block(lines: list[str], spot: Spot, parents: tuple[int, ...]) -> tuple[Spot, Node]:
+    """The value at `spot`, and where the text goes on behind it. `parents` are the columns of the lists and maps
+    it is in, the outermost first."""
+    is_list, inside = is_dash(lines, spot), parents + (spot.column,)
+    if not is_list:
+        at, leaf = parse_leaf(lines, spot, parents)
+        if not COLON.match(lines[at.row], at.column):
+            return end_of_value(lines, at), leaf
+    check_depth(spot, parents)
+    node, at = new_node(spot, [] if is_list else {}), spot
+    while at.column == spot.column and is_dash(lines, at) == is_list:
+        end, key = (Spot(at.row, at.column + 1), None) if is_list else parse_key(lines, at, inside)
+        at = skip_to_block(lines, end)
+        if at.row == end.row and (key or "\t" in lines[at.row][end.column:at.column]):
+            at, value = parse_leaf(lines, at, inside)
+            at = end_of_value(lines, at)
+        elif is_value_below(lines, at, spot.column, key):
+            at, value = parse_block(lines, at, inside)
+        else:
+            value = new_node(end, None)
+        add_block_entry(node, key, value)
+    check_dedent(at, spot.column, parents)
+    return at, node
+
+
+def cut_document(lines: list[str]) -> tuple[list[str], Spot]:
+    """The lines down to the end of the one document, and where it begins."""
+    first, begin = skip_blank(lines, Spot(0, 0)), Spot(0, 0)
+    if first.column == 0 and lines[first.row][0] == "%":
+        raise yaml_error(first, "a directive is not supported", "remove the line")
+    if first.column == 0 and MARK.match(lines[first.row]) and lines[first.row][0] == "-":
+        begin = Spot(first.row, 3)
+    # A mark ends the document wherever it begins a line, even within quotes.
+    end = next((row for row in range(begin.row + bool(begin.column), len(lines)) if MARK.match(lines[row])), len(lines))
+    at = Spot(end, 0 if end < len(lines) else -1)
+    while at.column >= 0:
+        if at.column > 0 or not MARK.match(lines[at.row]) or lines[at.row][0] != ".":
+            raise yaml_error(at, "text behind the end of the document, or a second document", "keep one document")
+        at = skip_blank(lines, Spot(at.row, 3))
+    return lines[:end], begin
+
+
+def parse_yaml(text: str) -> Node:
+    """The value of a text with one YAML document (null when it is empty), or Unusable with line and column."""
+    lines, begin = cut_document(split_yaml_lines(text))
+    at = skip_to_block(lines, begin)
+    if at.column < 0:
+        return new_node(Spot(0, 0), None)
+    if at.row == begin.row and begin.column:    # behind --- only a scalar or brackets may begin
+        at, node = parse_leaf(lines, at, (-1,))
+        at = end_of_value(lines, at)
+    else:
+        at, node = parse_block(lines, at, (-1,))
+    if at.column >= 0:
+        raise yaml_error(at, "text behind the end of the value", "indent it like the first line, or quote it all")
+    return node
+
+
+def plain(node: Node) -> object:
+    """The value as plain Python, without places."""
+    if isinstance(node.value, list):
+        return [plain(item) for item in node.value]
+    if isinstance(node.value, dict):
+        return {key: plain(item) for key, item in node.value.items()}
+    return node.value
+
+
+# =============================================================================
+# 4. Config
+# =============================================================================
+# Plain values -> profiles. A config is read once, checked whole, and refused with line and column.
+
+CONFIG_KEYS = ("default_profile", "headless", "profiles", "max_depth")
+PROFILE_KEYS = ("command", "interface", "args", "env", "prompt", "headless")
+PROMPT_WAYS = ("argument", "stdin", "prompt-file-arg")
+ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+
+
+class FromEnv(NamedTuple):
+    """An environment value that is taken from the caller's environment when a worker starts."""
+
+    name: str
+
+
+class Profile(NamedTuple):
+    """How a user wants an agent run."""
+
+    name: str
+    command: str
+    agent: Agent
+    args: tuple[str, ...] = ()
+    env: tuple[tuple[str, Union[str, FromEnv]], ...] = ()
+    prompt: str = "argument"   # one of PROMPT_WAYS
+    headless: bool = False
+
+
+class Config(NamedTuple):
+    """All that a config says."""
+
+    source: str                      # the path it was read from, or "built-in"
+    profiles: dict[str, Profile]
+    default_profile: str = ""        # "" when none is named
+    max_depth: int = 0               # how deep runs may nest; 0: no limit
+
+
+def find_near_miss(word: str, known: Iterable[str]) -> str:
+    """The known word that was probably meant, or ""."""
+    import difflib  # 2 ms, and only on the way to an error
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return near[0] if near else ""
+
+
+def advise_word(word: str, known: Iterable[str]) -> str:
+    """What to write instead of a word that is not known."""
+    near = find_near_miss(word, known)
+    return "did you mean `%s`?" % near if near else "one of: %s" % ", ".join(known)
+
+
+def refuse_node(node: Node, what: str, fix: str) -> Unusable:
+    """The failure for a value that is YAML, but not a config."""
+    return Unusable("line %d, column %d: %s" % (node.line, node.column, what), fix)
+
+
+def read_map(node: Node, what: str) -> dict[str, Node]:
+    """The entries of a map; an empty value is an empty map. `Unusable` for anything else."""
+    if node.value is None:
+        return {}
+    if not isinstance(node.value, dict):
+        raise refuse_node(node, "%s must be a map" % what, "write `key: value` lines, indented, below it")
+    return node.value
+
+
+def check_keys(node: Node, entries: dict[str, Node], known: tuple[str, ...], what: str) -> None:
+    """Raises `Unusable` for the first key that nobody reads."""
+    for key, value in entries.items():
+        if key not in known:
+            raise refuse_node(value, "unknown key `%s` in %s" % (key, what), advise_word(str(key), known))
+
+
+def read_text_value(node: Node, what: str) -> str:
+    """A scalar as its author wrote it: `1.10` stays "1.10" and `true` stays "true"."""
+    if node.value is None or isinstance(node.value, (dict, list)):
+        raise refuse_node(node, "%s must be a text" % what, "write it on one line, in quotes when it is empty")
+    text = node.value if isinstance(node.value, str) else node.text
+    if "\0" in text:
+        raise refuse_node(node, "%s holds a NUL character" % what, "leave it out: no program can be given one")
+    return text
+
+
+def read_choice(node: Node, choices: Iterable[str], what: str) -> str:
+    """A text that must be one of `choices`."""
+    text = read_text_value(node, what)
+    if text not in choices:
+        raise refuse_node(node, "%s `%s` is not known" % (what, text), advise_word(text, choices))
+    return text
+
+
+def read_bool(node: Node, what: str) -> bool:
+    """true or false."""
+    if not isinstance(node.value, bool):
+        raise refuse_node(node, "%s must be true or false" % what, "write `true` or `false`, without quotes")
+    return node.value
+
+
+def read_args(node: Node, what: str) -> tuple[str, ...]:
+    """A list of texts; an empty value is an empty list."""
+    if node.value is None:
+        return ()
+    if not isinstance(node.value, list):
+        raise refuse_node(node, "%s must be a list" % what, "write `[--flag, value]`, or `- --flag` lines below it")
+    return tuple(read_text_value(item, "an item of %s" % what) for item in node.value)
+
+
+def check_env_name(node: Node, name: object, what: str) -> str:
+    """`name` when a shell could use it as a variable."""
+    if not isinstance(name, str) or not ENV_NAME.match(name):
+        raise refuse_node(node, "%s `%s` is no variable name" % (what, name), "use letters, digits and _")
+    return name
+
+
+def read_env(node: Node, what: str) -> tuple[tuple[str, Union[str, FromEnv]], ...]:
+    """Variables with their literal value, or with the name of the caller's variable to take it from."""
+    found: list[tuple[str, Union[str, FromEnv]]] = []
+    for name, value in read_map(node, what).items():
+        check_env_name(value, name, "the key in %s" % what)
+        if not isinstance(value.value, dict):
+            found.append((name, read_text_value(value, "`%s` in %s" % (name, what))))
+            continue
+        check_keys(value, value.value, ("from_env",), "`%s` in %s" % (name, what))
+        if "from_env" not in value.value:
+            raise refuse_node(value, "`%s` in %s is an empty map" % (name, what), "write `from_env: NAME`, or a text")
+        source = value.value["from_env"]
+        text = read_text_value(source, "from_env")
+        found.append((name, FromEnv(check_env_name(source, text, "from_env"))))
+    return tuple(found)
+
+
+def read_profile(name: object, node: Node) -> Profile:
+    """One profile, checked."""
+    what = "profile `%s`" % name
+    if not isinstance(name, str) or not name.strip() or not name.isprintable() or name.startswith("-"):
+        raise refuse_node(node, "%s has no usable name" % what, "use a word, in quotes when it is a number")
+    entries = read_map(node, what)
+    check_keys(node, entries, PROFILE_KEYS, what)
+    command = read_text_value(entries["command"], "command of %s" % what) if "command" in entries else ""
+    if not command.strip():
+        raise refuse_node(node, "%s has no command" % what, "add `command: NAME` to it")
+    read = {
+        "interface": lambda value: AGENTS[read_choice(value, AGENTS, "interface")],
+        "args":      lambda value: read_args(value, "args of %s" % what),
+        "env":       lambda value: read_env(value, "env of %s" % what),
+        "prompt":    lambda value: read_choice(value, PROMPT_WAYS, "prompt"),
+        "headless":  lambda value: read_bool(value, "headless"),
+    }
+    fields = {key: read[key](value) for key, value in entries.items() if key != "command"}
+    agent = fields.pop("interface", AGENTS["generic"])
+    profile = Profile(name, os.path.expanduser(command), agent, **fields)
+    if profile.prompt == "prompt-file-arg" and not any("{prompt_file}" in arg for arg in profile.args):
+        raise refuse_node(node, "%s has no `{prompt_file}` in its args" % what, "add it, or use `prompt: argument`")
+    return profile
+
+
+def read_config(text: str, source: str) -> Config:
+    """The config in a text. `Unusable` names the line, the column and what to write instead."""
+    top = parse_yaml(text)
+    entries = read_map(top, "the config")
+    check_keys(top, entries, CONFIG_KEYS, "the config")
+    profiles = {name: read_profile(name, node) for name, node in
+                read_map(entries["profiles"], "profiles").items()} if "profiles" in entries else {}
+    if not profiles:
+        raise refuse_node(top, "the config has no profiles", "add `profiles:` with a name and a `command:` below it")
+    if "headless" in entries and read_bool(entries["headless"], "headless"):
+        profiles = {name: profile._replace(headless=True) for name, profile in profiles.items()}
+    config = Config(source, profiles)
+    if "default_profile" in entries:
+        config = config._replace(default_profile=read_choice(entries["default_profile"], profiles, "default_profile"))
+    if "max_depth" in entries:
+        depth = entries["max_depth"]
+        if type(depth.value) is not int or depth.value < 1:
+            raise refuse_node(depth, "max_depth must be a number above 0", "write for example `max_depth: 3`")
+        config = config._replace(max_depth=depth.value)
+    return config
+
+
+def built_in_config() -> Config:
+    """What holds when there is no config: one profile for each agent that can start by itself."""
+    rows = [agent for agent in AGENTS.values() if agent.start.unattended]
+    return Config("built-in", {row.name: Profile(row.name, row.command, row, row.start.unattended) for row in rows})
+
+
+def find_profile(config: Config, name: str) -> Profile:
+    """The profile with that name, or the default one. `Unusable` when there is none: never a guess."""
+    wanted = name or config.default_profile
+    if not wanted:
+        raise Unusable("no profile named and no default_profile in %s" % config.source,
+                       "add -p NAME; profiles: %s" % ", ".join(config.profiles))
+    if wanted not in config.profiles:
+        raise Unusable("profile `%s` is not defined in %s" % (wanted, config.source),
+                       advise_word(wanted, config.profiles))
+    return config.profiles[wanted]
+
+
+# =============================================================================
+# 5. Screen
+# =============================================================================
+# Pure. Given what a pane shows, says what state the agent is in, and by which rule. Knows no agent by name.
+
+UNKNOWN = Verdict("unknown")
+
+CONTROLS = re.compile(r"""
+    \x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)    # OSC, DCS and the like, with what they carry
+  | (?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]           # CSI: colours, cursor, screen
+  | \x1b[ -/]*[0-~]                            # other escapes
+  | [\x00-\x08\x0b-\x1f\x7f-\x9f]              # what is left of C0 and C1, but not tab and newline
+""", re.VERBOSE)
+SPINNING = re.compile(r"[\d\s⠀-⣿✢✳✶✻✽✦·*•◦○●■⬝□◐◑◒◓.…]+")   # what moves on a screen while nothing happens
+
+
+def clean_text(text: str) -> str:
+    """`text` without anything a terminal would obey; line ends are \\n. Workers' words go through here."""
+    return CONTROLS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def progress_mark(screen: Screen) -> str:
+    """A text that stays the same while only spinners turn and seconds count."""
+    return SPINNING.sub(" ", screen.text)
+
+
+def cut_region(screen: Screen, region: str, marks: dict[str, str]) -> str:
+    """The part of a screen a rule looks at.
+
+    "title" · "screen" (all of it) · "bottom:N" (the last N lines that are not blank) · "below:MARK" (the lines after
+    the last line that the agent's regex MARK matches; all of them when none does) · "at:MARK" (that line and below;
+    nothing when none does).
+    """
+    if region == "title":
+        return screen.title
+    lines = [line.rstrip() for line in screen.text.splitlines()]
+    kind, _, operand = region.partition(":")
+    if kind == "bottom":
+        return "\n".join([line for line in lines if line][-int(operand):])
+    if kind in ("below", "at"):
+        found = [number for number, line in enumerate(lines) if re.search(marks[operand], line)]
+        if kind == "at":
+            return "\n".join(lines[found[-1]:]) if found else ""
+        return "\n".join(lines[found[-1] + 1:] if found else lines)
+    return "\n".join(lines)
+
+
+def find_question(screen: Screen) -> str:
+    """The last line of a screen that asks something; "" when none does."""
+    lines = [line.strip(" │┃|*") for line in screen.text.split("\n")]
+    return next((line for line in reversed(lines) if line.endswith("?")), "")
+
+
+def judge_screen(screen: Screen, rules: tuple[Rule, ...], marks: dict[str, str]) -> Verdict:
+    """The verdict of the first rule that matches; `unknown` when none does: a screen is never ready by default."""
+    for rule in rules:
+        text = cut_region(screen, rule.region, marks)
+        hits = [re.search(need, text, re.MULTILINE) for need in rule.needs]
+        if all(hits) and not any(re.search(veto, text, re.MULTILINE) for veto in rule.unless):
+            return Verdict(rule.state, rule.name, rule.region, hits[0].group(0).strip())
+    return UNKNOWN
+
+
+class Option(NamedTuple):
+    """One row of a dialog's list."""
+
+    label: str
+    selected: bool
+
+
+_ROW = re.compile(
+    r"^[ │┃]*(?P<mark>[❯›>●▶] +)?"             # the marker, inside a frame or not
+    r"(?P<tick>✔ )?(?P<at>(?:(?P<number>\d+)\. +)?)"
+    r"(?P<label>\S.*?)(?: ✔)?(?: {2,}.*)?[ │┃]*$"
+)
+_EDGE = re.compile(r"^ *(?:─|╹▀)")             # of an input box; dialogs end in a line of keys or in a frame's corner
+
+
+def _is_neighbour(row: "re.Match[str]", other: "Optional[re.Match[str]]", step: int) -> bool:
+    """Whether `other` is the option before (-1) or after (1) `row`: the same column, and the next number if numbered."""
+    if other is None or other.start("at") != row.start("at") or bool(other["number"]) != bool(row["number"]):
+        return False
+    return not row["number"] or int(other["number"]) == int(row["number"]) + step
+
+
+def find_options(text: str) -> tuple[Option, ...]:
+    """The options of the list at the bottom of a screen; () when none of its rows is marked as selected."""
+    rows = [_ROW.match(row) for row in text.rstrip().split("\n")][-24:]
+    marked = [i for i, row in enumerate(rows) if row and row["mark"]]
+    if not marked:
+        return ()
+    found = {marked[-1]}
+    for step in (-1, 1):
+        here = marked[-1]
+        for i in range(here + step, len(rows) if step > 0 else -1, step):
+            if _is_neighbour(rows[here], rows[i], step):
+                found.add(i)
+                here = i
+            elif not rows[here]["number"]:     # only numbered options may have other rows between them
+                break
+    if len(found) < 2 or any(row and _EDGE.match(row.string) for row in rows[max(found) + 1:]):
+        return ()                              # one row is no list; above an input box it is somebody's prose
+    return tuple(Option(rows[i]["label"], i == marked[-1]) for i in sorted(found))
+
+
+def plan_keys(options: tuple[Option, ...], choose: str) -> tuple[str, ...]:
+    """The keys that move to the option whose label matches `choose` and confirm it; () when it cannot be done."""
+    chosen = [i for i, option in enumerate(options) if option.selected]
+    wanted = [i for i, option in enumerate(options) if re.search(choose, option.label)]
+    if not chosen or not wanted:
+        return ()
+    steps = 0 if chosen[0] in wanted else wanted[0] - chosen[0]
+    return ("Down" if steps > 0 else "Up",) * abs(steps) + ("Enter",)
+
+
+# =============================================================================
+# 6. Formats
+# =============================================================================
+# Pure. What agents write down about themselves, one JSON object after the other, folded into what they said.
+
+
+def join_texts(blocks: object, kind: str) -> str:
+    """The texts of those content blocks whose type is `kind`; a plain text is its own only block."""
+    if isinstance(blocks, str):
+        return blocks
+    if not isinstance(blocks, list):
+        return ""
+    return "\n".join(str(block.get("text", "")) for block in blocks
+                     if isinstance(block, dict) and block.get("type") == kind)
+
+
+def count_tokens(usage: object, names: dict[str, str]) -> Optional[dict[str, int]]:
+    """{"input": …, "output": …} from an agent's own names for them; None when it tells none."""
+    if not isinstance(usage, dict):
+        return None
+    counts = {ours: usage[theirs] for theirs, ours in names.items() if isinstance(usage.get(theirs), int)}
+    return counts or None
+
+
+def as_map(value: object) -> dict[str, Any]:
+    """`value` when it is a JSON object, else an empty one: foreign formats change without notice."""
+    return value if isinstance(value, dict) else {}
+
+
+CLAUDE_TOKENS = {"input_tokens": "input", "output_tokens": "output", "cache_read_input_tokens": "cached"}
+
+
+def fold_claude_error(said: Said, line: dict[str, Any], text: str) -> Said:
+    """An assistant line that the CLI made itself, from an API error (2.1.329: model "<synthetic>")."""
+    kind, status = line.get("error"), line.get("apiErrorStatus")
+    if re.search(r"You['’]ve hit your .{1,40} limit|usage limit", text):
+        return said._replace(state="limited", error=text)
+    if kind == "authentication_failed" or status in (401, 403) or "Please run /login" in text:
+        return said._replace(state="login", error=text)
+    return said._replace(state="failed", error=text)
+
+
+def fold_claude_line(said: Said, line: dict[str, Any]) -> Said:
+    """One line of Claude Code's transcript. A turn is over at its `turn_duration` line (2.1.197, 2.1.329)."""
+    if line.get("isSidechain") or line.get("isMeta") is True:
+        return said
+    kind, message = line.get("type"), as_map(line.get("message"))
+    content = message.get("content")
+    if kind == "user" and join_texts(content, "text").startswith("[Request interrupted by user"):
+        return said._replace(state="failed", error="the turn was interrupted")
+    if kind == "user":
+        is_tool_result = isinstance(content, list) and any(as_map(block).get("type") == "tool_result" for block in content)
+        return said._replace(state="busy") if is_tool_result else Said("busy")
+    if kind == "system" and line.get("subtype") == "turn_duration":
+        return said._replace(state="ready") if said.state == "busy" else said
+    if kind != "assistant":
+        return said
+    text = join_texts(content, "text")
+    if line.get("isApiErrorMessage") or message.get("model") == "<synthetic>":
+        return fold_claude_error(said, line, text)
+    return said._replace(state="busy", text=text or said.text, model=str(message.get("model") or ""),
+                         tokens=count_tokens(message.get("usage"), CLAUDE_TOKENS) or said.tokens)
+
+
+CODEX_TOKENS = {"input_tokens": "input", "output_tokens": "output", "cached_input_tokens": "cached"}
+
+
+def fold_codex_end(said: Said, payload: dict[str, Any]) -> Said:
+    """The end of a Codex turn: an answer, or `error` with the CLI's own words."""
+    error = as_map(payload.get("error"))
+    if not error:
+        return said._replace(state="ready", text=str(payload.get("last_agent_message") or said.text))
+    limited = error.get("codex_error_info") == "usage_limit_exceeded"
+    return said._replace(state="limited" if limited else "failed", error=str(error.get("message") or "no reason given"))
+
+
+def fold_codex_line(said: Said, line: dict[str, Any]) -> Said:
+    """One line of Codex's rollout (0.169.0): a turn lies between `task_started` and `task_complete`."""
+    payload = as_map(line.get("payload"))
+    kind = payload.get("type")
+    if line.get("type") == "turn_context":
+        return said._replace(model=str(payload.get("model") or ""))
+    if kind == "task_started":
+        return Said("busy", model=said.model)
+    if kind == "task_complete":
+        return fold_codex_end(said, payload)
+    if kind == "turn_aborted":
+        return said._replace(state="failed", error="the turn was %s" % payload.get("reason", "aborted"))
+    if kind == "item_completed" and as_map(payload.get("item")).get("type") == "AgentMessage":
+        return said._replace(text=join_texts(payload["item"].get("content"), "Text") or said.text)
+    if kind == "token_count":
+        usage = as_map(payload.get("info")).get("total_token_usage")
+        return said._replace(tokens=count_tokens(usage, CODEX_TOKENS) or said.tokens)
+    return said
+
+
+def fold_opencode_row(said: Said, row: dict[str, Any]) -> Said:
+    """One message of OpenCode's database with the texts of its parts (1.18.33): {"data": {…}, "texts": […]}."""
+    data = as_map(row.get("data"))
+    if data.get("role") == "user":
+        return Said("busy")
+    if data.get("role") != "assistant":
+        return said
+    error, tokens = as_map(data.get("error")), as_map(data.get("tokens"))
+    said = said._replace(text="\n".join(row.get("texts") or []) or said.text, model=str(data.get("modelID") or ""),
+                         tokens=count_tokens(tokens, {"input": "input", "output": "output"}) or said.tokens)
+    if error:
+        words = str(as_map(error.get("data")).get("message") or error.get("name"))
+        return said._replace(state="login" if error.get("name") == "ProviderAuthError" else "failed", error=words)
+    return said._replace(state="ready" if data.get("finish") == "stop" else "busy")
+
+
+FORMATS: dict[str, Callable[[Said, dict[str, Any]], Said]] = {
+    "claude-transcript": fold_claude_line,
+    "codex-rollout":     fold_codex_line,
+    "opencode-rows":     fold_opencode_row,
+}
+
+
+def fold_record(said: Said, text: str, format: str) -> Said:
+    """`said` after the JSON lines in `text`; what is no JSON object is passed over."""
+    for line in text.split("\n"):
+        with contextlib.suppress(ValueError, RecursionError):
+            said = FORMATS[format](said, as_map(json.loads(line)))
+    return said
+
+
+# =============================================================================
+# 7. System
+# =============================================================================
+# The only room that starts, signals, sleeps, locks and writes files. Knows no agent and no tmux.
+
+
+class Ran(NamedTuple):
+    """A command that has ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Process(NamedTuple):
+    """A process that cannot be mistaken for another one: pids are reused, a pid with its start time is not."""
+
+    pid: int
+    started: str   # opaque; equal for the same process
+
+
+class ProcessRow(NamedTuple):
+    """What the system says of a process."""
+
+    process: Process
+    parent: int
+    session: int   # pid of the session's leader; 0 where the system does not tell
+
+
+def until(deadline_s: float, *, longest_s: float = 0.2, clock: Callable[[], float] = time.monotonic,
+          pause: Callable[[float], object] = time.sleep) -> Iterator[float]:
+    """Yields the seconds waited so far, pauses in between, and ends after `deadline_s`.
+
+    A pause is 2 % of what was waited already, from 5 ms up to `longest_s`: an event is seen within 2 % of the time
+    it took, and a long wait costs next to nothing. `pause` may return early, when it knows of an event.
+    """
+    started = clock()
+    while True:
+        waited = clock() - started
+        yield waited
+        if waited >= deadline_s:
+            return
+        pause(min(longest_s, max(0.005, 0.02 * waited), max(0.0, deadline_s - waited)))
+
+
+def decode(data: bytes) -> str:
+    """Bytes of the outside world as text; what is not UTF-8 becomes U+FFFD."""
+    return data.decode("utf-8", "replace")
+
+
+def run_command(*argv: str, timeout_s: float = 10.0, stdin: str = "", env: Optional[dict[str, str]] = None,
+                echo: Optional[Tell] = None) -> Ran:
+    """Runs a command to its end. `Missing` when there is no such program, `Failure` past the deadline."""
+    if echo:
+        echo("+ " + " ".join(shlex.quote(word) for word in argv))
+    try:
+        ran = subprocess.run(argv, input=stdin.encode("utf-8", "surrogateescape"), env=env, timeout=timeout_s,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    except FileNotFoundError as error:
+        raise Missing("%s: not found" % argv[0], "install it, or add its folder to PATH") from error
+    except PermissionError as error:
+        raise Missing("%s: cannot be run: %s" % (argv[0], error.strerror), "check the file's permissions") from error
+    except subprocess.TimeoutExpired as error:
+        raise Failure("%s: no answer within %g s" % (argv[0], timeout_s), "look whether the machine is overloaded") from error
+    return Ran(ran.returncode, decode(ran.stdout), decode(ran.stderr))
+
+
+def find_program(name: str, folders: str, base: str) -> str:
+    """The path of a program: `name` itself when it has a slash (relative to `base`), else looked for in `folders`."""
+    places = [base] if "/" in name else folders.split(os.pathsep)
+    for place in places:
+        path = os.path.join(place or ".", name)
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    return ""
+
+
+# --- files -------------------------------------------------------------------
+
+def refuse_file(path: str, error: OSError) -> Unusable:
+    """The failure for a file that cannot be written."""
+    advice = {errno.ENOSPC: "free some space there", errno.EDQUOT: "free some space there",
+              errno.EROFS: "set XDG_STATE_HOME to a folder that can be written"}
+    return Unusable("%s: cannot be written: %s" % (path, (error.strerror or str(error)).lower()),
+                    advice.get(error.errno or 0, "make it yours, or set XDG_STATE_HOME to a folder that is"))
+
+
+def make_folder(path: str) -> None:
+    """Makes a folder that only we can enter, and those above it. No harm when it is there."""
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise refuse_file(path, error) from error
+
+
+def write_file(path: str, text: str, mode: int = 0o600) -> None:
+    """Writes a file whole or not at all: to a temporary name, then renamed."""
+    temporary = "%s.%d.tmp" % (path, os.getpid())
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+        with os.fdopen(handle, "wb") as file:
+            file.write(text.encode("utf-8", "surrogateescape"))
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise refuse_file(path, error) from error
+
+
+def append_line(path: str, line: str) -> None:
+    """Adds one line to a file, in one write, so that two writers do not mix."""
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            os.write(handle, line.encode("utf-8", "replace") + b"\n")
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise refuse_file(path, error) from error
+
+
+def read_bytes(path: str, start: int = 0) -> Optional[bytes]:
+    """A file from byte `start` on; None when it is not there or not readable."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(start)
+            return file.read()
+    except OSError:
+        return None
+
+
+def read_file(path: str) -> Optional[str]:
+    """The text of a file; None when it is not there or not readable."""
+    data = read_bytes(path)
+    return None if data is None else decode(data)
+
+
+def query_database(path: str, query: str, parameters: dict[str, Any]) -> list[str]:
+    """The first column of each row of an SQLite query; none when the database cannot be read now."""
+    import sqlite3  # 5 ms, and only for agents that keep a database
+    try:
+        with contextlib.closing(sqlite3.connect("file:%s?mode=ro" % path, uri=True, timeout=1.0)) as database:
+            return [str(row[0]) for row in database.execute(query, parameters)]
+    except sqlite3.Error:   # locked, or another version's tables: the screen is read instead
+        return []
+
+
+def modified_at(path: str) -> float:
+    """Seconds since the epoch; 0 when there is no such file."""
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return 0.0
+
+
+def file_size(path: str) -> int:
+    """Bytes; -1 when there is no such file."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
+@contextlib.contextmanager
+def hold_lock(path: str) -> Iterator[None]:
+    """Holds a lock that the system takes back when we die. Waits for whoever has it."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise refuse_file(path, error) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def feed_pipe(path: str, text: str, deadline_s: float) -> bool:
+    """Writes a text into a named pipe once somebody reads it, then removes the pipe. False: nobody came."""
+    try:
+        for _ in until(deadline_s):
+            with contextlib.suppress(OSError):   # ENXIO: no reader yet
+                handle = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+                os.set_blocking(handle, True)
+                with os.fdopen(handle, "wb") as pipe:
+                    pipe.write(text.encode("utf-8", "surrogateescape"))
+                return True
+        return False
+    finally:
+        os.unlink(path)
+
+
+# --- processes ---------------------------------------------------------------
+
+def parse_stat(line: str) -> Optional[ProcessRow]:
+    """One /proc/PID/stat line; None for a process that is dead already. The name in brackets may hold anything."""
+    pid, _, rest = line.partition(" (")
+    fields = rest.rpartition(") ")[2].split()
+    if len(fields) < 20 or fields[0] in "ZX":
+        return None
+    return ProcessRow(Process(int(pid), fields[19]), int(fields[1]), int(fields[3]))
+
+
+def parse_ps(line: str) -> Optional[ProcessRow]:
+    """One line of `ps -axo pid=,ppid=,state=,lstart=`, for systems without /proc; None for a dead process."""
+    fields = line.split(None, 3)
+    if len(fields) < 4 or fields[2].startswith("Z"):
+        return None
+    return ProcessRow(Process(int(fields[0]), fields[3].strip()), int(fields[1]), 0)
+
+
+def read_process_rows() -> list[ProcessRow]:
+    """Every living process."""
+    if not os.path.isdir("/proc/self"):
+        out = run_command("ps", "-axo", "pid=,ppid=,state=,lstart=").out
+        return [row for row in map(parse_ps, out.splitlines()) if row]
+    lines = [read_file("/proc/%s/stat" % name) for name in os.listdir("/proc") if name.isdigit()]
+    return [row for row in (parse_stat(line) for line in lines if line) if row]
+
+
+def read_process(pid: int) -> Optional[Process]:
+    """The process that has this pid now; None when there is none."""
+    if os.path.isdir("/proc/self"):
+        row = parse_stat(read_file("/proc/%d/stat" % pid) or "")
+        return row.process if row else None
+    return next((row.process for row in read_process_rows() if row.process.pid == pid), None)
+
+
+def has_process(pid: int) -> bool:
+    """Whether any process has this pid: cheaper than is_alive, and enough to see one end."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid > 0
+
+
+def is_alive(process: Process) -> bool:
+    """Whether this very process lives, not one that got its pid."""
+    return process.pid > 0 and read_process(process.pid) == process
+
+
+def holds_variable(pid: int, assignment: str) -> bool:
+    """Whether a process was started with `NAME=value` in its environment; False where the system does not tell."""
+    text = read_file("/proc/%d/environ" % pid)
+    return bool(text) and assignment in text.split("\0")
+
+
+def find_tree(root: Process, assignment: str) -> list[Process]:
+    """The living processes of a worker, never ourselves: below `root`, in its session, or started with the mark.
+
+    The mark, `NAME=value` in the environment, finds what left the tree and the session: children that called setsid
+    and whose parent is gone.
+    """
+    rows = read_process_rows()
+    family = {root.pid} if any(row.process == root for row in rows) else set()
+    family |= {row.process.pid for row in rows if row.session in family}
+    grown = True
+    while grown:
+        more = {row.process.pid for row in rows if row.parent in family} - family
+        family, grown = family | more, bool(more)
+    return [row.process for row in rows if row.process.pid != os.getpid()
+            and (row.process.pid in family or holds_variable(row.process.pid, assignment))]
+
+
+def signal_process(process: Process, number: int) -> None:
+    """Sends a signal to this very process, if it still lives."""
+    if is_alive(process):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+
+
+def end_processes(find: Callable[[], list[Process]], grace_s: float = 2.0) -> list[Process]:
+    """Ends what `find` returns: TERM, `grace_s` to go, then KILL. Returns what is still alive.
+
+    `find` is asked again each time, since a process can start another one while it is ended.
+    """
+    left = find()
+    for number, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, grace_s), (signal.SIGKILL, grace_s)):
+        for process in left:
+            signal_process(process, number)
+        for _ in until(patience_s if left else 0.0):
+            if not any(is_alive(process) for process in left):
+                break
+        left = find()
+        if not left:
+            return []
+    return left
+
+
+@contextlib.contextmanager
+def watch_death(pid: int) -> Iterator[Optional[int]]:
+    """A file descriptor that becomes readable when a process ends; None where the system has none."""
+    opener = getattr(os, "pidfd_open", None)
+    handle = None
+    if opener and pid > 0:
+        with contextlib.suppress(OSError):   # dead already, an old kernel, a sandbox: the slow look finds it too
+            handle = opener(pid)
+    try:
+        yield handle
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def pause_for(handles: Iterable[Optional[int]]) -> Callable[[float], object]:
+    """A pause that ends early when one of the file descriptors becomes readable; each one does so once."""
+    watched = {handle for handle in handles if handle is not None}
+
+    def pause(pause_s: float) -> None:
+        fired = select.select(watched, [], [], pause_s)[0]
+        watched.difference_update(fired)
+
+    return pause
+
+
+# =============================================================================
+# 8. Tmux
+# =============================================================================
+# One class = one tmux server; one method = one tmux command. Knows no agent.
+
+TMUX_FLOOR = (3, 0)
+PANE_SIZE = (200, 50)          # wide enough that no agent wraps its status line
+PANE_ROOM = (60, 15)           # a pane beside the caller must not be smaller
+PANE_FACTS = "#{pid} #{pane_id} #{pane_pid} #{socket_path}"
+CLIENT_FLAGS = "no-output,ignore-size"   # tmux 3.2; a control client that only answers questions
+
+
+class PaneFacts(NamedTuple):
+    """Where a worker's pane is."""
+
+    socket: str
+    server_pid: int
+    pane: str        # "%0"
+    pane_pid: int    # of the launcher
+
+
+class ServerGone(Failure):
+    """The tmux server, or the pane, is not there any more."""
+
+
+def socket_identity(path: str) -> Optional[list[int]]:
+    """Tells a server's socket from the one that another server makes at the same path later; None without a file."""
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return None
+    return [facts.st_ino, facts.st_mtime_ns]   # not the ctime: tmux changes the mode when a client comes
+
+
+def parse_tmux_version(text: str) -> Optional[tuple[int, int]]:
+    """(3, 3) from `tmux 3.3a`, `tmux next-3.5` or `tmux openbsd-7.4`; None when there is no number (`tmux master`)."""
+    found = re.search(r"(\d+)\.(\d+)", text)
+    return (int(found.group(1)), int(found.group(2))) if found else None
+
+
+def check_tmux() -> tuple[int, int]:
+    """The version of tmux. `Missing` when there is none, or one that is too old."""
+    try:
+        version = parse_tmux_version(run_command("tmux", "-V").out)
+    except Missing as error:
+        raise Missing("tmux: not found", "apt install tmux, dnf install tmux or brew install tmux") from error
+    if version and version < TMUX_FLOOR:
+        raise Missing("tmux: version %d.%d is too old, selftalk needs %d.%d" % (version + TMUX_FLOOR),
+                      "install a newer tmux")
+    return version or TMUX_FLOOR
+
+
+def explain_tmux(ran: Ran, doing: str) -> Failure:
+    """The failure for a tmux command that did not work."""
+    words = ran.err.strip().splitlines()[0] if ran.err.strip() else "exit status %d" % ran.status
+    if "not permitted" in words.lower() or "permission denied" in words.lower():
+        return Unusable("tmux: %s: %s" % (doing, words), "allow this sandbox to use tmux, or run outside of it")
+    if "too long" in words.lower():
+        return Unusable("tmux: %s: %s" % (doing, words), "set TMUX_TMPDIR to a folder with a short path")
+    return Failure("tmux: %s: %s" % (doing, words), "run it again with -v to see the tmux commands")
+
+
+class TmuxServer:
+    """One tmux server: named by -L when it is still to be started, by the path of its socket afterwards."""
+
+    def __init__(self, socket: str, version: tuple[int, int], echo: Optional[Tell] = None) -> None:
+        self.socket, self.version, self.echo = socket, version, echo
+
+    def keep_dead(self, *target: str) -> tuple[str, ...]:
+        """The commands that keep a pane whose program has ended, without a line about it that scrolls the screen."""
+        silence = (";", "set-option", *target, "remain-on-exit-format", "") if self.version >= (3, 3) else ()
+        return ("set-option", *target, "remain-on-exit", "on", *silence)
+
+    def run(self, *words: str, stdin: str = "", env: Optional[dict[str, str]] = None, timeout_s: float = 15.0) -> Ran:
+        """Runs tmux commands on this server, separated by ";"."""
+        address = "-S" if "/" in self.socket else "-L"
+        return run_command("tmux", "-u", address, self.socket, *words, stdin=stdin, env=env, echo=self.echo,
+                           timeout_s=timeout_s)
+
+    def start(self, argv: tuple[str, ...], env: dict[str, str]) -> PaneFacts:
+        """Starts the server with one session that runs `argv`, at a fixed size that no client changes.
+
+        tmux 3.2a takes the size from resize-window only, and `window-size manual` as an option kills 3.3 to 3.6:
+        resize-window sets it for this window without harm. The user's own tmux.conf is not read.
+        """
+        width, height = map(str, PANE_SIZE)
+        ran = self.run("-f", "/dev/null", "set-option", "-g", "mouse", "on", ";",
+                       "set-option", "-g", "history-limit", "50000", ";",
+                       "new-session", "-d", "-P", "-F", PANE_FACTS, "-s", "main", "-x", width, "-y", height, *argv, ";",
+                       "resize-window", "-t", "main", "-x", width, "-y", height, ";",
+                       *self.keep_dead("-w", "-t", "main"), env=env, timeout_s=60.0)
+        return self._read_facts(ran, "starting a session")
+
+    def split(self, beside: str, direction: str, argv: tuple[str, ...], folder: str) -> PaneFacts:
+        """Opens a pane that runs `argv` beside another one, and leaves the focus where it is."""
+        ran = self.run("split-window", "-d", direction, "-P", "-F", PANE_FACTS, "-t", beside, "-c", folder, *argv)
+        facts = self._read_facts(ran, "opening a pane")
+        self.run(*self.keep_dead("-p", "-t", facts.pane))
+        return facts
+
+    def _read_facts(self, ran: Ran, doing: str) -> PaneFacts:
+        words = ran.out.split("\n")[0].split(" ", 3)
+        if ran.status or len(words) < 4:
+            raise explain_tmux(ran, doing)
+        return PaneFacts(words[3], int(words[0]), words[1], int(words[2]))
+
+    def pane_size(self, pane: str) -> tuple[int, int]:
+        """Columns and lines of a pane; (0, 0) when it is not there."""
+        found = re.match(r"(\d+) (\d+)$", self.run("display-message", "-p", "-t", pane,
+                                                   "#{pane_width} #{pane_height}").out.strip())
+        return (int(found.group(1)), int(found.group(2))) if found else (0, 0)
+
+    def send_keys(self, pane: str, keys: Iterable[str]) -> None:
+        """Presses keys in a pane. A person who scrolled it is brought back first: keys would be lost (tmux 3.3a)."""
+        self.run("if-shell", "-F", "-t", pane, "#{pane_in_mode}", "send-keys -t %s -X cancel" % pane, ";",
+                 "send-keys", "-t", pane, *keys)
+
+    def kill_pane(self, pane: str) -> None:
+        """Removes a pane."""
+        self.run("kill-pane", "-t", pane)
+
+class ControlClient:
+    """One `tmux -C` client: asks a server questions without starting a process for each."""
+
+    def __init__(self, server: TmuxServer, pane: str) -> None:
+        flags = ("-f", CLIENT_FLAGS) if server.version >= (3, 2) else ()
+        argv = ("tmux", "-u", "-C", "-S", server.socket, "attach-session", "-t", pane, *flags)
+        self._buffer = b""
+        self._client = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        try:
+            self._read_block(time.monotonic() + 15.0)   # the answer to attach-session itself
+        except Failure:
+            self.close()
+            raise
+
+    def __enter__(self) -> "ControlClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends and reaps the client: a server with an unread one once stayed alive for an hour (tmux 3.3a)."""
+        for pipe in (self._client.stdin, self._client.stdout):
+            with contextlib.suppress(OSError):   # it may be gone already
+                pipe.close()
+        try:
+            self._client.wait(timeout=2.0)
+        except subprocess.TimeoutExpired:
+            self._client.kill()
+            self._client.wait()
+
+    def ask(self, *commands: str, deadline_s: float = 15.0) -> list[str]:
+        """The output of each tmux command. `ServerGone` when the server or the pane has ended."""
+        try:
+            self._client.stdin.write("".join(command + "\n" for command in commands).encode())
+            self._client.stdin.flush()
+        except OSError as error:
+            raise ServerGone("tmux: the server is gone") from error
+        deadline = time.monotonic() + deadline_s
+        return [self._read_block(deadline) for _ in commands]
+
+    def _read_line(self, deadline: float) -> bytes:
+        while b"\n" not in self._buffer:
+            stdout = self._client.stdout.fileno()
+            if not select.select([stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise Failure("tmux: the control client does not answer", "look whether the machine is overloaded")
+            data = os.read(stdout, 1 << 16)
+            if not data:
+                raise ServerGone("tmux: the server is gone")
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    def _read_block(self, deadline: float) -> str:
+        """What stands between %begin and its own %end; notifications in between blocks are passed over."""
+        line = self._read_line(deadline)
+        while not line.startswith(b"%begin "):
+            line = self._read_line(deadline)
+        stamp, lines = line[len(b"%begin"):], []
+        while True:
+            line = self._read_line(deadline)
+            if line == b"%end" + stamp:
+                return decode(b"\n".join(lines))
+            if line == b"%error" + stamp:
+                raise ServerGone("tmux: %s" % decode(b" ".join(lines)))
+            lines.append(line)
+
+
+# =============================================================================
+# 9. Runs
+# =============================================================================
+# The folder of a run: its id, its state on disk, its events. The folder is the only state there is: any process of
+# the same user can go on where another one was killed. Knows no tmux and no screens.
+
+RUN_FORMAT = 1   # of run.json; a copy of another version names what it cannot read and leaves it alone
+RUN_VARIABLE = "SELFTALK_RUN"       # the folder of the run a process belongs to
+DEPTH_VARIABLE = "SELFTALK_DEPTH"   # how many runs it is inside of
+
+
+def state_folder(env: dict[str, str]) -> str:
+    """The folder of all runs' state."""
+    home = env.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    if not os.path.isabs(home):
+        raise Unusable("XDG_STATE_HOME: `%s` is not an absolute path" % home, "set it to one, or unset it")
+    return os.path.join(home, "selftalk")
+
+
+def read_run_facts(folder: str) -> dict[str, Any]:
+    """What the run.json in a folder says. `Unusable` when this copy cannot read it."""
+    try:
+        facts = json.loads(read_file(os.path.join(folder, "run.json")) or "")
+    except ValueError as error:
+        raise Unusable("%s: no readable run.json" % folder, "look into the folder") from error
+    if not isinstance(facts, dict) or facts.get("format") != RUN_FORMAT:
+        raise Unusable("%s: written by another version of selftalk" % folder, "use that version for it")
+    return facts
+
+
+class Run:
+    """One run: its folder, and what run.json says."""
+
+    def __init__(self, folder: str, facts: dict[str, Any]) -> None:
+        self.folder, self.facts = folder, facts
+
+    @property
+    def id(self) -> int:
+        return int(os.path.basename(self.folder))
+
+    @property
+    def is_over(self) -> bool:
+        return self.facts["state"] == "over"
+
+    @property
+    def mark(self) -> str:
+        """The environment assignment that every process of this run was started with."""
+        return "%s=%s" % (RUN_VARIABLE, self.folder)
+
+    def path(self, name: str) -> str:
+        """The path of one of its files."""
+        return os.path.join(self.folder, name)
+
+    def update(self, **facts: Any) -> None:
+        """Changes facts, on disk first."""
+        changed = dict(self.facts, **facts)
+        write_file(self.path("run.json"), json.dumps(changed, indent=1) + "\n")
+        self.facts = changed
+
+    def log(self, event: str, **facts: Any) -> None:
+        """Adds an event to events.jsonl."""
+        append_line(self.path("events.jsonl"), json.dumps({"at": round(time.time(), 3), "event": event, **facts}))
+
+    def reload(self) -> None:
+        """Reads run.json again: somebody else may have ended the run."""
+        self.facts = read_run_facts(self.folder)
+
+    def locked(self) -> "contextlib.AbstractContextManager[None]":
+        """Held by whoever ends the run, so that it is ended once."""
+        return hold_lock(self.path("lock"))
+
+
+def read_run(folder: str) -> Run:
+    """The run in a folder. `Unusable` when there is none that this copy can read."""
+    return Run(folder, read_run_facts(folder))
+
+
+def list_numbers(folder: str) -> list[int]:
+    """The entries of a folder that are numbers, in order; none when there is no folder."""
+    try:
+        return sorted(int(name) for name in os.listdir(folder) if name.isdigit())
+    except OSError:
+        return []
+
+
+def claim_folder(state: str) -> str:
+    """Makes the folder of a new run. mkdir either makes it or finds that another start was faster."""
+    runs = os.path.join(state, "runs")
+    make_folder(runs)
+    make_folder(os.path.join(state, "open"))
+    number = max(list_numbers(runs), default=0) + 1
+    while True:
+        folder = os.path.join(runs, str(number))
+        try:
+            os.mkdir(folder, 0o700)
+            return folder
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise refuse_file(folder, error) from error
+
+
+def open_mark(run: Run) -> str:
+    """The empty file that says a run is not over: so that nobody has to read all runs to find those."""
+    return os.path.join(run.folder, "..", "..", "open", str(run.id))
+
+
+def remove_folder(folder: str) -> None:
+    """Removes a folder of ours with all that is in it; what cannot be removed stays."""
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if os.path.isdir(path) and not os.path.islink(path):
+            remove_folder(path)
+            continue
+        with contextlib.suppress(OSError):   # disk trouble brought us here; the first error is the one to report
+            os.unlink(path)
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
+
+
+def new_run(state: str, facts: dict[str, Any]) -> Run:
+    """Makes a run in state "starting"."""
+    folder = claim_folder(state)
+    run = Run(folder, {})
+    try:
+        make_folder(run.path("turns"))
+        run.update(format=RUN_FORMAT, id=run.id, version=VERSION, state="starting", outcome=None, **facts)
+        write_file(open_mark(run), "")
+    except Failure:
+        remove_folder(folder)
+        raise
+    return run
+
+
+def find_run(state: str, word: str) -> Run:
+    """The run with that id, or the newest one for "last"."""
+    numbers = list_numbers(os.path.join(state, "runs"))
+    if word == "last" and numbers:
+        return read_run(os.path.join(state, "runs", str(numbers[-1])))
+    if word.isdigit() and int(word) in numbers:
+        return read_run(os.path.join(state, "runs", word))
+    raise Unusable("run `%s` does not exist" % word, own_command("list"))
+
+
+def read_open_runs(state: str) -> list[Run]:
+    """The runs that are not over; those of another version are left out."""
+    runs = []
+    for number in list_numbers(os.path.join(state, "open")):
+        with contextlib.suppress(Unusable):
+            runs.append(read_run(os.path.join(state, "runs", str(number))))
+    return [run for run in runs if not run.is_over]
+
+
+def close_run(run: Run, **facts: Any) -> None:
+    """Marks a run as over."""
+    run.update(state="over", **facts)
+    with contextlib.suppress(FileNotFoundError):   # `stop` was faster
+        os.unlink(open_mark(run))
+
+
+def process_fact(process: Optional[Process]) -> Optional[list[Any]]:
+    """A process as run.json holds it."""
+    return list(process) if process else None
+
+
+def fact_process(fact: Any) -> Process:
+    """The process that run.json holds; one that never lives when it holds none."""
+    return Process(int(fact[0]), str(fact[1])) if fact else Process(0, "")
+
+
+# =============================================================================
+# 10. Workspaces
+# =============================================================================
+# Where an agent works.
+
+
+def resolve_workspace(folder: str) -> str:
+    """The real path of a folder that can be entered: agents remember trust by real path."""
+    path = os.path.realpath(os.path.expanduser(folder))
+    if not os.path.isdir(path):
+        raise Unusable("%s: no such folder" % folder, "name a folder that exists")
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise Unusable("%s: cannot be entered" % folder, "name a folder that is yours")
+    return path
+
+
+# =============================================================================
+# 11. Panes
+# =============================================================================
+# An agent in tmux: start it, look at it, answer its dialogs, end it.
+
+ARGUMENT_LIMIT_BYTES = 120_000   # Linux takes 131,072 in one argument; a longer prompt is given as a file
+FIRST_LOOK_S = 0.25              # looks at screen and record: the first one, and how far apart they get
+LONGEST_LOOK_S = 1.0
+QUIT_PATIENCE_S = 3.0            # claude, codex and opencode went within 2 s of their quit keys
+DROPPED_VARIABLES = ("TMUX", "TMUX_PANE", "COLUMNS", "LINES")
+
+DONE_FILE_PROMPT = """{prompt}
+
+---
+When all of this is done, as your very last step, write a short summary to the file
+{folder}/done.md.tmp
+and then rename it to
+{folder}/done.md
+The summary is all that the one who asked will see: name the files you changed, the checks you ran and how they
+went, and what is left open. Do not write these two files before everything else is finished."""
+
+POINTER_PROMPT = "Read the file {folder}/prompt.md and do exactly what it says."
+
+LAUNCHER = """#!/bin/sh
+# selftalk run {id}: profile {profile}, agent {agent}.
+# Starts the agent in its workspace and writes its exit status to `exit`. Can be run again: sh launch.sh
+run={folder}
+trap : HUP INT TERM     # the status is written also when the terminal goes away
+{receive}unset {dropped}   # else a tmux command of the agent reaches the server it lives in
+{needed}PROMPT={prompt}
+cd {workspace} &&
+{command}
+status=$?
+echo "$status" > "$run/exit.tmp" && mv "$run/exit.tmp" "$run/exit"
+exit "$status"
+"""
+
+
+class Launch(NamedTuple):
+    """All that is needed to start a worker."""
+
+    profile: Profile
+    workspace: str
+    prompt: str            # as given, without instructions
+    env: dict[str, str]    # the worker's environment
+    program: str           # the path of the agent's binary
+
+
+class Sight(NamedTuple):
+    """All that one look at a worker has shown."""
+
+    exit_status: Optional[int] = None   # None while it runs, and when it ended without telling
+    is_gone: bool = False               # the launcher has ended
+    screen: Screen = Screen("")
+    verdict: Verdict = UNKNOWN
+    said: Said = Said()
+    done: Optional[str] = None          # the text of done.md
+
+
+# --- starting ----------------------------------------------------------------
+
+def needs_utf8(env: dict[str, str]) -> bool:
+    """Whether an environment asks for no UTF-8: agents draw their screens with it."""
+    chosen = env.get("LC_ALL") or env.get("LC_CTYPE") or env.get("LANG") or ""
+    return "utf" not in chosen.lower()
+
+
+def compose_env(profile: Profile, base: dict[str, str], is_root: bool) -> dict[str, str]:
+    """The environment of a worker: the caller's, less what would bend a nested agent, plus row and profile.
+
+    `Unusable` names a `from_env` variable that is not set.
+    """
+    markers = {marker for row in AGENTS.values() for marker in row.start.markers}
+    env = {name: value for name, value in base.items() if name not in markers and name not in DROPPED_VARIABLES}
+    if needs_utf8(env):
+        env["LC_ALL"] = "en_US.UTF-8" if sys.platform == "darwin" else "C.UTF-8"
+    env.update(profile.agent.start.env)
+    env.update(profile.agent.start.root_env if is_root else ())
+    for name, value in profile.env:
+        if isinstance(value, FromEnv) and value.name not in base:
+            raise Unusable("profile `%s`: %s is not set in the environment" % (profile.name, value.name),
+                           "export %s=…, it becomes %s of the worker" % (value.name, name))
+        env[name] = base[value.name] if isinstance(value, FromEnv) else value
+    return env
+
+
+def record_home(agent: Agent, env: dict[str, str]) -> str:
+    """The folder in which an agent that runs with `env` writes down what it says; "" when it does not."""
+    if not agent.record:
+        return ""
+    variable, otherwise = agent.record.home
+    return env.get(variable) or otherwise.replace("~", env.get("HOME") or os.path.expanduser("~"), 1)
+
+
+def fill_holes(words: Iterable[str], holes: dict[str, str]) -> tuple[str, ...]:
+    """`words` with each {name} of `holes` replaced."""
+    pattern = re.compile("|".join(re.escape("{%s}" % name) for name in holes))
+    return tuple(pattern.sub(lambda found: holes[found.group(0)[1:-1]], word) for word in words)
+
+
+def added_args(profile: Profile, workspace: str) -> tuple[str, ...]:
+    """The row's own args, less those that the profile decides itself."""
+    words = tuple(word for sign, words in profile.agent.start.added for word in words
+                  if not any(sign in arg for arg in profile.args))
+    return fill_holes(words, {"workspace": workspace, "workspace_json": json.dumps(workspace)})
+
+
+def agent_args(profile: Profile, workspace: str, folder: str) -> tuple[str, ...]:
+    """What stands between the agent's binary and the prompt."""
+    prompt_file = os.path.join(folder, "prompt.md")
+    return added_args(profile, workspace) + fill_holes(profile.args, {"prompt_file": prompt_file})
+
+
+def prompt_words(profile: Profile) -> str:
+    """How the launcher's command line gives the prompt, in shell."""
+    if profile.prompt == "stdin":
+        return ' < "$run/prompt.md"'
+    if profile.prompt == "prompt-file-arg":
+        return ""
+    return "".join(' "$PROMPT"' if word == "{prompt}" else " " + shlex.quote(word) for word in profile.agent.start.prompt)
+
+
+def run_prompt(run: Run, prompt: str) -> str:
+    """The prompt of a task as it is sent: with the instructions for done.md."""
+    return DONE_FILE_PROMPT.replace("{folder}", run.folder).replace("{prompt}", prompt.rstrip("\n"), 1)
+
+
+def render_launcher(run: Run, launch: Launch, receives_env: bool) -> str:
+    """The launcher's text. It holds names of variables, never a value: a value may be a secret."""
+    profile = launch.profile
+    is_long = len(run_prompt(run, launch.prompt).encode("utf-8", "surrogateescape")) > ARGUMENT_LIMIT_BYTES
+    command = [launch.program, *agent_args(profile, launch.workspace, run.folder)]
+    return LAUNCHER.format(
+        id=run.id, profile=profile.name, agent=profile.agent.name, folder=shlex.quote(run.folder),
+        dropped=" ".join(DROPPED_VARIABLES), workspace=shlex.quote(launch.workspace),
+        receive='[ -p "$run/env" ] && eval "$(cat "$run/env")"\n' if receives_env else "",
+        needed="".join(': "${%s?is set by the profile}"\n' % name for name, _ in profile.env),
+        prompt=shlex.quote(POINTER_PROMPT.format(folder=run.folder)) if is_long else '$(cat "$run/prompt.md")',
+        command=" ".join(map(shlex.quote, command)) + prompt_words(profile))
+
+
+def split_direction(width: int, height: int) -> str:
+    """The tmux flag that splits a pane of this size best, or "" when there is no room."""
+    if width >= 2 * PANE_ROOM[0] + 1 and height >= PANE_ROOM[1]:
+        return "-h"
+    if height >= 2 * PANE_ROOM[1] + 1 and width >= PANE_ROOM[0]:
+        return "-v"
+    return ""
+
+
+def find_room(caller_env: dict[str, str], version: tuple[int, int], echo: Optional[Tell]) -> tuple[Optional[TmuxServer], str]:
+    """The caller's tmux server and the direction to split its pane; (None, "") when there is no pane or no room."""
+    socket, pane = caller_env.get("TMUX", "").split(",")[0], caller_env.get("TMUX_PANE", "")
+    if not socket or not pane:
+        return None, ""
+    server = TmuxServer(socket, version, echo)
+    direction = split_direction(*server.pane_size(pane))
+    return (server, direction) if direction else (None, "")
+
+
+def open_session(run: Run, launch: Launch, version: tuple[int, int], echo: Optional[Tell]) -> PaneFacts:
+    """Starts the worker in a detached session, on a server of its own.
+
+    Another state folder may have a run of the same number: then the server gets another name.
+    """
+    write_file(run.path("launch.sh"), render_launcher(run, launch, False), mode=0o700)
+    env = dict(launch.env, SELFTALK_RUN=run.folder)
+    name = "selftalk-%d" % run.id
+    for number in range(2, 100):
+        try:
+            return TmuxServer(name, version, echo).start(("sh", run.path("launch.sh")), env)
+        except Failure as error:
+            if "duplicate session" not in error.what:
+                raise
+        name = "selftalk-%d-%d" % (run.id, number)
+    raise Failure("tmux: no free name for run %d's server" % run.id, "end the old ones: tmux -L NAME kill-server")
+
+
+def open_beside(run: Run, launch: Launch, server: TmuxServer, direction: str, beside: str) -> PaneFacts:
+    """Starts the worker in a pane beside the caller.
+
+    That server was started by somebody else, with another environment. The worker's comes through a named pipe: it
+    is never on disk, in an argument or in an option of tmux.
+    """
+    write_file(run.path("launch.sh"), render_launcher(run, launch, True), mode=0o700)
+    env = dict(launch.env, SELFTALK_RUN=run.folder)
+    os.mkfifo(run.path("env"), 0o600)
+    facts = server.split(beside, direction, ("sh", run.path("launch.sh")), launch.workspace)
+    lines = ["export %s=%s" % (name, shlex.quote(value)) for name, value in env.items()
+             if ENV_NAME.match(name) and name not in ("TERM", "TERM_PROGRAM", "PWD", "SHLVL", "_")]
+    if not feed_pipe(run.path("env"), "\n".join(lines) + "\n", 15.0):
+        server.kill_pane(facts.pane)
+        raise Failure("tmux: the new pane did not start", "use --session")
+    return facts
+
+
+# --- the agent's own record --------------------------------------------------
+
+def holds_run(text: str, needle: str, since: float) -> bool:
+    """Whether a record was begun after `since` and speaks of our run.
+
+    An agent that called us has our folder's name in its record too, but its record is older.
+    """
+    found = re.search(r'"timestamp": ?"([0-9T:.-]+)Z"', text)
+    begun = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(since - 1.0))
+    return bool(found) and found.group(1) >= begun and json.dumps(needle)[1:-1] in text
+
+
+class RecordFollower:
+    """Follows what an agent writes down about itself, from the moment its file is found."""
+
+    def __init__(self, record: Optional[Record], run: Run) -> None:
+        self.record, self.said = record, Said()
+        self._needle = run.folder + "/"   # every prompt of ours names a file in it, so the agent's record does too
+        self._since = run.facts["started_at"]
+        self._path, self._offset, self._partial, self._size = "", 0, b"", -1
+        self._pattern = os.path.join(run.facts["record_home"], record.files) if record else ""
+
+    @property
+    def has_grown(self) -> bool:
+        """Whether the file has changed since the last read."""
+        return bool(self._path) and self._written() != self._size
+
+    def read(self) -> Said:
+        """What the agent said up to now."""
+        if not self.record:
+            return self.said
+        self._path = self._path or self._find()
+        if self.has_grown:
+            self._size = self._written()
+            self.said = self._read_rows() if self.record.query else self._read_lines()
+        return self.said
+
+    def _written(self) -> int:
+        """A number that changes when the record does; SQLite writes beside the database first."""
+        return file_size(self._path) + max(0, file_size(self._path + "-wal"))
+
+    def _find(self) -> str:
+        import glob  # 3 ms, and only for agents that keep a record
+        paths = sorted(glob.glob(self._pattern), key=modified_at)[-40:]
+        return next((path for path in reversed(paths) if self._is_ours(path)), "")
+
+    def _is_ours(self, path: str) -> bool:
+        if self.record.query:
+            return True
+        return modified_at(path) >= self._since - 1.0 and holds_run(read_file(path) or "", self._needle, self._since)
+
+    def _read_lines(self) -> Said:
+        data = read_bytes(self._path, self._offset) or b""
+        self._offset += len(data)
+        whole, _, self._partial = (self._partial + data).rpartition(b"\n")
+        return fold_record(self.said, decode(whole), self.record.format)
+
+    def _read_rows(self) -> Said:
+        rows = query_database(self._path, self.record.query,
+                              {"needle": self._needle, "since_ms": int(self._since * 1000) - 1000})
+        return fold_record(Said(), "\n".join(rows), self.record.format)
+
+
+# --- looking -----------------------------------------------------------------
+
+def read_exit(run: Run) -> Optional[int]:
+    """The exit status that the launcher wrote; None when it did not."""
+    text = (read_file(run.path("exit")) or "").strip()
+    return int(text) if text.isdigit() else None
+
+
+class Worker:
+    """A worker in its pane, held open for questions. Closing it leaves the worker as it is."""
+
+    def __init__(self, run: Run, echo: Optional[Tell] = None) -> None:
+        self.run, self.agent = run, AGENTS[run.facts["agent"]]
+        self.pane, self.server = run.facts["pane"], TmuxServer(run.facts["socket"], tuple(run.facts["tmux"]), echo)
+        self.record = RecordFollower(self.agent.record, run)
+        self.launcher = fact_process(run.facts["launcher"])
+        self._client, self.last_screen = None, Screen("")
+        self._exits = contextlib.ExitStack()
+
+    def __enter__(self) -> "Worker":
+        death = self._exits.enter_context(watch_death(self.launcher.pid))
+        self.pause = pause_for([death])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exits.close()
+
+    def has_news(self) -> bool:
+        """A cheap look, a few system calls: whether the worker ended, published, or wrote in its record."""
+        return (file_size(self.run.path("exit")) > 0 or file_size(self.run.path("done.md")) >= 0
+                or self.record.has_grown or not has_process(self.launcher.pid))
+
+    def look(self) -> Sight:
+        """A whole look. What ends a turn is read first and its fruits last, so that none is missed in between."""
+        status = read_exit(self.run)
+        is_gone = status is not None or not is_alive(self.launcher)
+        status = read_exit(self.run)   # written just before the launcher ended
+        said = self.record.read()
+        if is_gone:
+            self.await_drained()
+        screen = self.capture()
+        verdict = judge_screen(screen, self.agent.pane.rules, self.agent.pane.marks)
+        return Sight(status, is_gone, screen, verdict, said, read_file(self.run.path("done.md")))
+
+    def await_drained(self) -> None:
+        """Waits until tmux has read the last words of a worker that ended: they come after its exit status. A child
+        that still has the terminal open keeps tmux from ever saying so; then half a second has to do."""
+        with contextlib.suppress(ServerGone):
+            for _ in until(0.5):
+                if self._ask("display-message -p -t %s '#{pane_dead}'" % self.pane)[0] == "1":
+                    return
+
+    def capture(self) -> Screen:
+        """What the pane shows; what it showed last when it is gone."""
+        try:
+            title, text = self._ask("display-message -p -t %s '#{pane_title}'" % self.pane,
+                                    "capture-pane -p -t %s" % self.pane)
+        except ServerGone:
+            return self.last_screen
+        text = re.sub(r"(^|\n)Pane is dead[^\n]*", "", text)   # tmux's own line
+        self.last_screen = Screen(text.expandtabs(8), title)     # tmux 3.6 keeps tabs, older ones do not
+        return self.last_screen
+
+    def capture_all(self) -> str:
+        """The screen with what scrolled out of it, as far as the agent lets the terminal scroll."""
+        try:
+            return self._ask("capture-pane -p -J -S -5000 -t %s" % self.pane)[0].rstrip()
+        except ServerGone:
+            return self.last_screen.text.rstrip()
+
+    def press(self, keys: Iterable[str]) -> None:
+        """Presses keys in the worker's pane."""
+        self.server.send_keys(self.pane, keys)
+
+    def _ask(self, *commands: str) -> list[str]:
+        if not self._client:
+            self._client = self._exits.enter_context(ControlClient(self.server, self.pane))
+        return self._client.ask(*commands)
+
+
+# --- dialogs -----------------------------------------------------------------
+
+def find_dialog(screen: Screen, dialogs: tuple[Dialog, ...]) -> Optional[Dialog]:
+    """The known dialog at the bottom of a screen."""
+    text = cut_region(screen, "bottom:20", {})
+    return next((dialog for dialog in dialogs
+                 if all(re.search(need, text, re.MULTILINE) for need in dialog.needs)), None)
+
+
+def dialog_keys(screen: Screen, dialog: Dialog) -> tuple[str, ...]:
+    """The keys that answer a dialog, or only those that move to the wanted option while it is not selected yet; none
+    when it cannot be seen. So the option is seen to be selected before it is taken."""
+    if not dialog.choose:
+        return dialog.keys
+    moves = plan_keys(find_options(cut_region(screen, "bottom:20", {})), dialog.choose)
+    return moves[:-1] or dialog.keys if moves else ()
+
+
+def answer_dialog(worker: Worker, sight: Sight, answered: tuple[str, ...]) -> str:
+    """Goes one step towards the answer of the dialog on the screen; its name, or "" when it may not be answered.
+
+    A dialog that is still there after six steps is not touched any more.
+    """
+    dialog = find_dialog(sight.screen, worker.agent.pane.dialogs)
+    keys = dialog_keys(sight.screen, dialog) if dialog else ()
+    if not keys or answered.count(dialog.name) >= 6:
+        return ""
+    worker.run.log("dialog", name=dialog.name, keys=list(keys))
+    worker.press(keys)
+    return dialog.name
+
+
+# --- ending ------------------------------------------------------------------
+
+def quit_worker(worker: Worker) -> None:
+    """Presses the agent's quit keys, when it is ready for them, and gives it some time to go."""
+    keys = worker.agent.pane.quit
+    if not keys or judge_screen(worker.capture(), worker.agent.pane.rules, worker.agent.pane.marks).state != "ready":
+        return
+    worker.press(keys)
+    for _ in until(QUIT_PATIENCE_S, pause=worker.pause):
+        if not is_alive(worker.launcher):
+            return
+
+
+def end_pane(run: Run, echo: Optional[Tell] = None) -> list[Process]:
+    """Ends everything that a run's worker started, then its pane or server. Returns what could not be ended."""
+    server_process = fact_process(run.facts["server"])
+    launcher = fact_process(run.facts["launcher"])
+    left = end_processes(lambda: [process for process in find_tree(launcher, run.mark) if process != server_process])
+    if run.facts["place"] == "pane":
+        if is_alive(server_process):   # another server on that socket would have another pane of this number
+            TmuxServer(run.facts["socket"], tuple(run.facts["tmux"]), echo).kill_pane(run.facts["pane"])
+        return left
+    left += end_processes(lambda: [server_process] if is_alive(server_process) else [], grace_s=5.0)
+    if socket_identity(run.facts["socket"]) == run.facts["socket_identity"]:
+        with contextlib.suppress(FileNotFoundError):   # TERM ends a tmux server like kill-server; its socket often stays
+            os.unlink(run.facts["socket"])
+    return left
+
+
+# =============================================================================
+# 12. Pipes
+# =============================================================================
+# An agent without a terminal. Not there yet: a headless profile is refused in room 14.
+
+
+# =============================================================================
+# 13. Quota
+# =============================================================================
+# What is left of an account, and who is to be asked instead. Not there yet.
+
+
+# =============================================================================
+# 14. Conduct
+# =============================================================================
+# One run, from request to outcome: start, wait, end. The rules of waiting are a pure function of what was seen.
+
+HEARTBEAT_S = 60.0
+STALL_S = 600.0
+OPEN_OUTCOMES = ("asks", "stalled")   # the worker is kept, and may still come to an answer
+
+
+class Request(NamedTuple):
+    """What a person, a script or another agent wants done."""
+
+    profile: Profile
+    prompt: str
+    workspace: str
+    place: str = ""              # "session", "pane", or "" for a pane where there is one
+    keep: bool = False           # leave the worker alive when it is done
+    max_time_s: float = 0.0      # 0: no limit
+    stall_s: float = STALL_S
+    max_depth: int = 0
+
+
+class Progress(NamedTuple):
+    """What a wait has learnt from its looks so far."""
+
+    began: bool = False                # the turn was seen to start
+    state: str = ""                    # of the last look
+    looks: int = 0                     # in a row that saw this state
+    mark: str = ""                     # see progress_mark
+    moved_s: float = 0.0               # when that, or what the agent said, last changed
+    said: Said = Said()
+    answered: tuple[str, ...] = ()     # the dialogs that keys were pressed for
+    asked: str = ""                    # the screen those keys were pressed on
+    asked_s: float = 0.0
+    next_look_s: float = FIRST_LOOK_S
+    beat_s: float = HEARTBEAT_S        # when the next heartbeat is due
+
+
+# --- turns on disk ----------------------------------------------------------
+
+def read_turn(run: Run) -> dict[str, Any]:
+    """What turns/1.json says; nothing before it is written."""
+    return as_map(json.loads(read_file(run.path("turns/1.json")) or "{}"))
+
+
+def write_turn(run: Run, facts: dict[str, Any]) -> None:
+    """Writes turns/1.json, over what it held."""
+    old = read_turn(run)
+    write_file(run.path("turns/1.json"), json.dumps(dict(old, turn=1, **facts), indent=1) + "\n")
+
+
+# --- starting ----------------------------------------------------------------
+
+def count_depth(env: dict[str, str], max_depth: int) -> int:
+    """How deep the new run is: 1 for one that no run started. `Unusable` when that is too deep."""
+    given = env.get(DEPTH_VARIABLE, "")
+    depth = int(given) + 1 if given.isdigit() else 1
+    if max_depth and depth > max_depth:
+        raise Unusable("this run would be number %d inside of each other, the config allows %d" % (depth, max_depth),
+                       "do the work here, or raise max_depth")
+    return depth
+
+
+def prepare_launch(request: Request, base: dict[str, str], depth: int) -> Launch:
+    """All that can be found missing is found before anything starts."""
+    profile = request.profile
+    if profile.headless:
+        raise Unusable("profile `%s` is headless: this version runs workers in tmux only" % profile.name,
+                       "set `headless: false`")
+    env = compose_env(profile, base, os.getuid() == 0)
+    env[DEPTH_VARIABLE] = str(depth)
+    program = find_program(profile.command, env.get("PATH", os.defpath), request.workspace)
+    if not program:
+        advice = "install it: %s" % profile.agent.install if profile.agent.install else "check `command` in the config"
+        raise Missing("profile `%s`: %s: not found" % (profile.name, profile.command), advice)
+    return Launch(profile, request.workspace, request.prompt, env, program)
+
+
+def open_place(run: Run, launch: Launch, place: str, base: dict[str, str], echo: Optional[Tell]) -> tuple[str, PaneFacts]:
+    """Starts the worker where it was asked for; a session when there is no room for a pane."""
+    version = tuple(run.facts["tmux"])
+    server, direction = find_room(base, version, echo) if place != "session" else (None, "")
+    if server:
+        return "pane", open_beside(run, launch, server, direction, base["TMUX_PANE"])
+    return "session", open_session(run, launch, version, echo)
+
+
+def discard_run(run: Run) -> None:
+    """Ends what a start that failed has left, and removes its folder."""
+    end_processes(lambda: find_tree(Process(0, ""), run.mark))
+    with contextlib.suppress(OSError):
+        os.unlink(open_mark(run))
+    remove_folder(run.folder)
+
+
+def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = None) -> Run:
+    """Starts a worker and returns its run. When that fails nothing of it is left."""
+    if request.place == "pane" and not base.get("TMUX"):
+        raise Unusable("--pane: not inside tmux", "leave it out, or use --session")
+    version = check_tmux()
+    depth = count_depth(base, request.max_depth)
+    launch = prepare_launch(request, base, depth)
+    parent = base.get(RUN_VARIABLE, "")
+    run = new_run(state_folder(base), {
+        "profile": request.profile.name, "agent": request.profile.agent.name, "form": "task", "depth": depth,
+        "parent": int(os.path.basename(parent)) if os.path.basename(parent).isdigit() else None,
+        "workspace": request.workspace, "keep": request.keep, "max_time_s": request.max_time_s,
+        "stall_s": request.stall_s, "tmux": version, "started_at": time.time(), "caller": process_fact(read_process(os.getpid())),
+        "record_home": record_home(request.profile.agent, launch.env)})
+    try:
+        write_file(run.path("prompt.md"), run_prompt(run, request.prompt))
+        write_turn(run, {"prompt": request.prompt, "outcome": None})
+        place, facts = open_place(run, launch, request.place, base, echo)
+        argv = [launch.program, *agent_args(request.profile, request.workspace, run.folder)]
+        run.update(state="running", place=place, argv=argv, socket=facts.socket, pane=facts.pane,
+                   socket_identity=socket_identity(facts.socket),
+                   launcher=process_fact(read_process(facts.pane_pid)), server=process_fact(read_process(facts.server_pid)))
+        run.log("spawned", place=place, socket=facts.socket, pane=facts.pane)
+    except BaseException:
+        discard_run(run)
+        raise
+    return run
+
+
+# --- waiting: the rules ------------------------------------------------------
+
+def settle_state(sight: Sight) -> str:
+    """One state from two sources. The agent's record outranks its screen, but for what only the screen knows: that a
+    question is open, and that something still runs in the background of a finished turn."""
+    shown, told = sight.verdict.state, sight.said.state
+    if shown in ("asks", "login") or told == "unknown":
+        return shown
+    return shown if (told, shown) == ("ready", "busy") else told
+
+
+def note_sight(progress: Progress, sight: Sight, waited_s: float) -> Progress:
+    """What is known after one more look."""
+    state, mark = settle_state(sight), progress_mark(sight.screen)
+    moved = mark != progress.mark or sight.said != progress.said
+    return progress._replace(
+        state=state, looks=progress.looks + 1 if state == progress.state else 1,
+        began=progress.began or state == "busy" or sight.said.state != "unknown",
+        mark=mark, said=sight.said, moved_s=waited_s if moved else progress.moved_s,
+        next_look_s=waited_s + min(LONGEST_LOOK_S, max(FIRST_LOOK_S, 0.05 * waited_s)))
+
+
+def judge_trouble(state: str, sight: Sight) -> Ending:
+    """The ending of a turn that cannot go on, in the agent's own words."""
+    words = find_question(sight.screen) if state == "asks" else sight.said.error
+    words = clean_text(words or sight.verdict.text).split("\n")[0]
+    fix = {"asks":    "look at it, answer it there, then wait again",
+           "login":   "start the agent once by hand and log in",
+           "limited": "wait for the reset, or name another profile",
+           "failed":  "read its last screen"}[state]
+    return Ending(state, "the agent %s: %s" % ("asks" if state == "asks" else "says", words), fix, said=sight.said)
+
+
+def judge_exit(sight: Sight) -> Ending:
+    """The ending of a worker that is gone, and has published no done.md."""
+    if sight.said.state == "ready" and sight.said.text:
+        return Ending("answered", answer=sight.said.text, source="transcript", said=sight.said)
+    if sight.said.state in ("failed", "limited", "login"):
+        return judge_trouble(sight.said.state, sight)
+    how = "vanished" if sight.exit_status is None else "exited with status %d" % sight.exit_status
+    return Ending("died", "the worker %s before it published anything" % how, "read its last screen", said=sight.said)
+
+
+def judge_stall(progress: Progress, waited_s: float, agent: Agent, stall_s: float) -> Optional[Ending]:
+    """The ending of a turn in which nothing has moved for too long."""
+    silent_s = waited_s - progress.moved_s
+    if silent_s >= stall_s:
+        seen = "no progress for %d s" % silent_s if progress.began or not agent.pane.rules else "the prompt was not taken"
+        return Ending("stalled", seen, "look at it; then wait again, or stop it", said=progress.said)
+    if agent.pane.silence_s and silent_s >= agent.pane.silence_s:
+        return Ending("answered", "nothing moved for %d s; taken as the end of the turn" % silent_s, source="screen")
+    return None
+
+
+def judge_turn(progress: Progress, sight: Sight, waited_s: float, agent: Agent, stall_s: float) -> Optional[Ending]:
+    """The ending of the turn, or None while it goes on. `progress` has `sight` in it already.
+
+    In order of trust: done.md, the worker's end, the agent's record, its screen, silence. What only a screen says has
+    to be said twice in a row; and a screen that waits for input is no end before the turn was seen to start.
+    """
+    if sight.done and sight.done.strip():
+        return Ending("answered", answer=sight.done, source="done.md", said=sight.said)
+    if sight.is_gone:
+        return judge_exit(sight)
+    is_sure = progress.looks >= 2 or progress.state == sight.said.state
+    if progress.state == "ready" and progress.began and is_sure:
+        source = "transcript" if sight.said.text else "screen"
+        return Ending("answered", "the worker went idle without publishing done.md", answer=sight.said.text,
+                      source=source, said=sight.said)
+    if progress.state in ("asks", "login", "limited", "failed") and is_sure:
+        return judge_trouble(progress.state, sight)
+    return judge_stall(progress, waited_s, agent, stall_s)
+
+
+# --- ending ------------------------------------------------------------------
+
+def write_ending(run: Run, ending: Ending) -> None:
+    """Keeps an ending: the answer whole in turns/1.md, all else in turns/1.json."""
+    now = time.time()
+    write_file(run.path("turns/1.md"), ending.answer)
+    write_turn(run, {"outcome": ending.outcome, "what": ending.what, "fix": ending.fix, "source": ending.source,
+                     "model": ending.said.model, "tokens": ending.said.tokens, "ended_at": round(now, 3),
+                     "seconds": round(now - run.facts["started_at"], 3)})
+
+
+def read_ending(run: Run) -> Ending:
+    """The ending that was kept."""
+    turn = read_turn(run)
+    said = Said(model=turn.get("model") or "", tokens=turn.get("tokens"))
+    return Ending(turn["outcome"], turn["what"], turn["fix"], read_file(run.path("turns/1.md")) or "", turn["source"], said)
+
+
+def end_worker(run: Run, outcome: str, echo: Optional[Tell]) -> None:
+    """Ends all that a run has started, and the run."""
+    left = end_pane(run, echo)
+    run.log("ended", left=[process.pid for process in left])
+    close_run(run, outcome=outcome, exit_status=read_exit(run), ended_at=time.time())
+    if left:
+        raise Failure("run %d: processes that could not be ended: %s" % (run.id, " ".join(str(one.pid) for one in left)),
+                      "end them by hand")
+
+
+def finish_turn(worker: Worker, ending: Ending) -> Ending:
+    """Keeps the ending and ends the worker, once: whoever comes second gets what the first one kept."""
+    run = worker.run
+    with run.locked():
+        run.reload()
+        if run.is_over:
+            return read_ending(run)
+        answer = worker.capture_all() if ending.source == "screen" else ending.answer
+        ending = ending._replace(answer=clean_text(answer).rstrip("\n"))
+        write_file(run.path("screen.txt"), clean_text(worker.capture().text).rstrip() + "\n")
+        write_ending(run, ending)
+        run.log(ending.outcome, source=ending.source, what=ending.what)
+        if ending.outcome in OPEN_OUTCOMES or run.facts["keep"]:
+            run.update(outcome=ending.outcome)
+            return ending
+        if ending.outcome == "answered":
+            quit_worker(worker)
+        end_worker(run, ending.outcome, worker.server.echo)
+    return ending
+
+
+def stop_run(run: Run, echo: Optional[Tell] = None) -> bool:
+    """Ends a run now; False when it was over already."""
+    with run.locked():
+        run.reload()
+        if run.is_over:
+            return False
+        if run.facts["outcome"] in (None, *OPEN_OUTCOMES):
+            write_ending(run, Ending("stopped", "the run was stopped", "start a new one"))
+        if run.facts["state"] == "starting":
+            end_processes(lambda: find_tree(Process(0, ""), run.mark))
+            close_run(run, outcome="stopped")
+            return True
+        end_worker(run, "stopped" if run.facts["outcome"] in (None, *OPEN_OUTCOMES) else run.facts["outcome"], echo)
+    return True
+
+
+# --- waiting: the deed -------------------------------------------------------
+
+def await_start(run: Run, wait_s: float) -> None:
+    """Waits until whoever starts a run has done so, or has died over it: then what there is of it is ended."""
+    for _ in until(wait_s):
+        run.reload()
+        if run.facts["state"] != "starting":
+            return
+        if not is_alive(fact_process(run.facts["caller"])):
+            stop_run(run)
+            return
+    raise Failure("run %d: has not started within %g s" % (run.id, wait_s), own_command("wait %d" % run.id))
+
+
+def try_dialog(worker: Worker, sight: Sight, ending: Ending, progress: Progress,
+               waited_s: float) -> tuple[Optional[Ending], Progress]:
+    """Answers a dialog that may be answered; the wait then goes on as if it had not been there.
+
+    No key is pressed on a screen that has not yet shown what the key before did.
+    """
+    progress = progress._replace(next_look_s=waited_s + FIRST_LOOK_S)
+    if sight.screen.text == progress.asked and waited_s - progress.asked_s < LONGEST_LOOK_S:
+        return None, progress
+    name = answer_dialog(worker, sight, progress.answered)
+    if not name:
+        return ending, progress
+    return None, progress._replace(answered=progress.answered + (name,), asked=sight.screen.text, asked_s=waited_s)
+
+
+def beat(run: Run, progress: Progress, waited_s: float, tell: Tell) -> Progress:
+    """Says now and then that the run goes on: hosts take silence for a hang."""
+    if waited_s < progress.beat_s:
+        return progress
+    tell("run %d: %s, %d s" % (run.id, progress.state or "starting", waited_s))
+    return progress._replace(beat_s=waited_s + HEARTBEAT_S)
+
+
+def await_ending(worker: Worker, wait_s: float, tell: Tell) -> Optional[Ending]:
+    """The loop: looks when there is news or when a look is due; None when the wait is over first."""
+    facts, progress = worker.run.facts, Progress()
+    for waited_s in until(wait_s, pause=worker.pause):
+        if not (worker.has_news() or waited_s >= progress.next_look_s):
+            continue
+        sight = worker.look()
+        progress = note_sight(progress, sight, waited_s)
+        ending = judge_turn(progress, sight, waited_s, worker.agent, facts["stall_s"])
+        if ending and ending.outcome == "asks":
+            ending, progress = try_dialog(worker, sight, ending, progress, waited_s)
+        if ending:
+            return ending
+        if facts["max_time_s"] and time.time() - facts["started_at"] >= facts["max_time_s"]:
+            return Ending("late", "not done after %g s" % facts["max_time_s"], "give it more --max-time", said=sight.said)
+        progress = beat(worker.run, progress, waited_s, tell)
+    return None
+
+
+def await_run(run: Run, wait_s: float, tell: Tell, echo: Optional[Tell] = None) -> Ending:
+    """Waits until a run's turn has ended, or for `wait_s`, and returns the ending; from any process, any number of
+    times. A run that has ended gives the same ending again."""
+    if run.facts["state"] == "starting":
+        await_start(run, wait_s)
+    if run.facts["outcome"] not in (None, *OPEN_OUTCOMES):
+        return read_ending(run)
+    with Worker(run, echo) as worker:
+        ending = await_ending(worker, wait_s, tell)
+        return finish_turn(worker, ending) if ending else Ending("running", "the wait of %g s is over, the worker goes "
+                                                                 "on" % wait_s, own_command("wait %d" % run.id))
+
+
+def collect_run(run: Run, tell: Tell) -> None:
+    """Ends one run whose caller is gone, if it has come to an end."""
+    if run.facts["state"] == "starting":
+        stop_run(run)
+    elif (file_size(run.path("done.md")) > 0 or file_size(run.path("exit")) > 0
+          or not is_alive(fact_process(run.facts["launcher"]))):
+        tell("run %d: its caller is gone; collected: %s" % (run.id, await_run(run, 0.0, tell).outcome))
+
+
+def collect_runs(state: str, tell: Tell) -> None:
+    """Ends what a caller that died has left: starts that got nowhere, and tasks that have finished since."""
+    for run in read_open_runs(state):
+        if is_alive(fact_process(run.facts["caller"])) or run.facts["keep"] or run.facts["outcome"]:
+            continue
+        try:
+            collect_run(run, tell)
+        except Failure as failure:   # trouble with an old run is not to stop a new one
+            tell("run %d: not collected: %s" % (run.id, failure.what))
+
+
+# =============================================================================
+# 15. Skill
+# =============================================================================
+# The text a host agent reads, and how it is installed. Not there yet: SKILL.md lies beside this file.
+
+
+# =============================================================================
+# 16. Report
+# =============================================================================
+# Records -> text and JSON. What a worker said is cleaned before it gets here.
+
+LAST_LINES = 12   # of a screen that is shown with a failure
+
+
+def watch_command(facts: dict[str, Any]) -> str:
+    """How to look at a worker, from any terminal of the same user, also from inside tmux."""
+    return "tmux -S %s attach -r -t %s" % (shlex.quote(facts["socket"]), shlex.quote(facts["pane"]))
+
+
+def started_line(run: Run) -> str:
+    """The first line a person sees."""
+    return "run %d: %s started; watch: %s" % (run.id, run.facts["profile"], watch_command(run.facts))
+
+
+def last_lines(text: str) -> list[str]:
+    """The end of a screen, as a quotation."""
+    lines = [line.rstrip() for line in text.split("\n") if line.strip()]
+    return ["  | " + line for line in lines[-LAST_LINES:]]
+
+
+def ending_lines(run: Run, ending: Ending) -> list[str]:
+    """What a person is told when a wait is over."""
+    seconds = read_turn(run).get("seconds")
+    head = "run %d: %s" % (run.id, ending.outcome)
+    if ending.outcome == "answered":
+        head += " after %.1f s, from %s" % (seconds or 0.0, {"screen": "its screen"}.get(ending.source, ending.source))
+        return [head + ("; " + ending.what if ending.what else "")]
+    if ending.outcome == "running":
+        return ["%s: %s" % (head, ending.what), "  try: %s" % ending.fix]
+    fix = "%s: %s" % (ending.fix, watch_command(run.facts) if ending.outcome in OPEN_OUTCOMES else run.path("screen.txt"))
+    return ["%s: %s" % (head, ending.what), *last_lines(read_file(run.path("screen.txt")) or ""), "  try: %s" % fix]
+
+
+def run_object(run: Run) -> dict[str, Any]:
+    """A run as --json shows it."""
+    facts = run.facts
+    return {"id": run.id, "folder": run.folder, "watch": watch_command(facts) if "socket" in facts else None,
+            **{key: facts.get(key) for key in ("profile", "agent", "form", "place", "workspace", "state", "outcome",
+                                               "parent", "depth", "started_at", "ended_at", "exit_status")}}
+
+
+def result_object(run: Run, ending: Ending) -> dict[str, Any]:
+    """A run and its ending as --json shows them."""
+    return {**run_object(run), "outcome": ending.outcome, "answer": ending.answer, "source": ending.source or None,
+            "what": ending.what or None, "fix": ending.fix or None, "model": ending.said.model or None,
+            "tokens": ending.said.tokens, "seconds": read_turn(run).get("seconds")}
+
+
+def failure_object(failure: Failure) -> dict[str, Any]:
+    """Expected trouble as --json shows it."""
+    return {"error": {"word": failure.word, "code": failure.code, "what": failure.what, "fix": failure.fix or None}}
+
+
+def profile_object(profile: Profile, config: Config, workspace: str) -> dict[str, Any]:
+    """A profile as --json shows it, with all that a start would use but the value of a from_env."""
+    return {"name": profile.name, "default": profile.name == config.default_profile, "config": config.source,
+            "command": profile.command, "interface": profile.agent.name, "args": list(profile.args),
+            "added_args": list(added_args(profile, workspace)),
+            "env": {name: {"from_env": value.name} if isinstance(value, FromEnv) else value
+                    for name, value in profile.env},
+            "prompt": profile.prompt, "headless": profile.headless}
+
+
+def profile_line(profile: Profile, config: Config) -> str:
+    """A profile for a person: the default one is marked."""
+    mark = "*" if profile.name == config.default_profile else " "
+    return "%s %-20s %s" % (mark, profile.name, " ".join(map(shlex.quote, (profile.command, *profile.args))))
+
+
+def run_line(run: Run, now: float) -> str:
+    """A run for a person."""
+    facts = run.facts
+    minutes = (now - facts["started_at"]) / 60
+    age = "%d min" % minutes if minutes < 120 else "%d h" % (minutes / 60)
+    return "%4d  %-9s %-16s %8s  %s" % (run.id, facts["outcome"] or facts["state"], facts["profile"], age, facts["workspace"])
+
+
+def event_line(event: dict[str, Any]) -> str:
+    """An event for a person."""
+    rest = " ".join("%s=%s" % (key, value) for key, value in event.items() if key not in ("at", "event"))
+    return "  %s  %-9s %s" % (time.strftime("%H:%M:%S", time.localtime(event["at"])), event["event"], rest)
+
+
+# =============================================================================
+# 17. Command line
+# =============================================================================
+# Verbs, parser, main. The only room that prints or exits.
+
+PIPE_PATIENCE_S = 5.0                  # a pipe that neither sends nor closes for so long is not going to
+LARGEST_PROMPT_BYTES = 16 << 20
+
+
+class Arg(NamedTuple):
+    """One argument of a verb, as argparse takes it."""
+
+    names: tuple[str, ...]
+    options: dict[str, Any]
+
+
+class Verb(NamedTuple):
+    """One verb: what `selftalk.py NAME …` does."""
+
+    deed: Callable[[argparse.Namespace], int]
+    help: str
+    args: tuple[Arg, ...]
+
+
+def say(line: str) -> None:
+    """Talk: to stderr."""
+    for part in line.split("\n"):
+        print(part if part.startswith("  ") else "selftalk: " + part, file=sys.stderr, flush=True)
+
+
+def choose_tell(args: argparse.Namespace) -> Tell:
+    """Where the talk of a wait goes: nowhere with -q."""
+    return (lambda line: None) if args.quiet else say
+
+
+def choose_echo(args: argparse.Namespace) -> Optional[Tell]:
+    """Where commands are shown as they are run: nowhere without -v."""
+    return (lambda line: say("  " + line)) if args.verbose else None
+
+
+def print_object(value: object) -> None:
+    """One JSON value on stdout."""
+    print(json.dumps(value, indent=1))
+
+
+# --- prompts -----------------------------------------------------------------
+
+def check_prompt(data: bytes, source: str) -> str:
+    """The text of a prompt. `Unusable` for what no agent can be given."""
+    if len(data) > LARGEST_PROMPT_BYTES:
+        raise Unusable("%s: the prompt has %d bytes, more than %d" % (source, len(data), LARGEST_PROMPT_BYTES),
+                       "name the file in a short prompt instead")
+    if b"\0" in data:
+        raise Unusable("%s: the prompt holds a NUL byte at %d" % (source, data.index(b"\0")), "send text")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Unusable("%s: the prompt is not UTF-8 at byte %d" % (source, error.start), "convert it: iconv -t utf-8") from error
+    if not text.strip():
+        raise Unusable("%s: the prompt is empty" % source, "say what is to be done")
+    return text
+
+
+def read_prompt_file(path: str) -> str:
+    """The prompt in a file."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise Unusable("%s: is not a file" % path, "name a file, or pipe it in")
+    try:
+        with open(path, "rb") as file:
+            return check_prompt(file.read(LARGEST_PROMPT_BYTES + 1), path)
+    except OSError as error:
+        raise Unusable("%s: cannot be read: %s" % (path, (error.strerror or str(error)).lower()),
+                       "check its name and its permissions") from error
+
+
+def read_stdin_prompt(handle: int) -> str:
+    """The prompt on stdin, when stdin is a file or a pipe: a terminal and /dev/null are no prompt."""
+    try:
+        kind = os.fstat(handle).st_mode
+    except OSError:
+        kind = 0
+    if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)):
+        raise Unusable("no prompt", "add it as words, as -f FILE, or on stdin")
+    if not select.select([handle], [], [], PIPE_PATIENCE_S)[0]:
+        raise Unusable("stdin: a pipe that sends nothing and does not close", "close it (< /dev/null) or give the prompt as words")
+    with open(handle, "rb", closefd=False) as file:
+        return check_prompt(file.read(LARGEST_PROMPT_BYTES + 1), "stdin")
+
+
+def choose_prompt(args: argparse.Namespace) -> str:
+    """The prompt: words, or a file, or stdin."""
+    if args.words and args.prompt_file:
+        raise Unusable("a prompt in words and one in %s" % args.prompt_file, "give one of them")
+    if args.words:
+        return check_prompt(" ".join(args.words).encode("utf-8", "surrogateescape"), "the command line")
+    if args.prompt_file and args.prompt_file != "-":
+        return read_prompt_file(args.prompt_file)
+    return read_stdin_prompt(0)
+
+
+# --- the worker of the demo --------------------------------------------------
+
+def draw(*lines: str) -> None:
+    """Draws the demo worker's screen anew."""
+    sys.stdout.write("\x1b[2J\x1b[H" + "\r\n".join(lines))
+    sys.stdout.flush()
+
+
+def ask_first_question() -> bool:
+    """A first-run question as the real agents ask it: plain Enter leaves."""
+    import termios
+    import tty
+    saved, chosen = termios.tcgetattr(0), 0
+    tty.setraw(0)
+    try:
+        while True:
+            rows = [("❯ " if number == chosen else "  ") + label for number, label in enumerate(("No, leave", "Yes, work here"))]
+            draw("Demo worker: may I work in this folder?", "", *rows, "", "Enter to confirm")
+            for key in re.findall(rb"\x1b\[.|.", os.read(0, 64), re.DOTALL):
+                if key in b"\r\n":
+                    return chosen == 1
+                chosen = {b"\x1b[B": 1, b"\x1b[A": 0}.get(key, chosen)
+    finally:
+        termios.tcsetattr(0, termios.TCSANOW, saved)
+
+
+def play_demo_worker(prompt: str) -> int:
+    """A worker with the manners of a real one: it asks, gets ready, works for a moment, answers, and stays."""
+    folder = re.search(r"^(.*)/done\.md\.tmp$", prompt, re.MULTILINE)
+    if not folder or not os.isatty(0):
+        raise Unusable("demo --worker: is started by the demo only", own_command("demo"))
+    if not ask_first_question():
+        return 1
+    draw("Demo worker, ready.", "", "> ")
+    for waited_s in until(1.0):
+        draw("Demo worker", "", "* Working… (%.1f s · esc to interrupt)" % waited_s)
+    answer = "I am the demo worker: I asked a question, worked for a second, and published this summary."
+    draw("Demo worker", "", answer, "", "> ")
+    write_file(os.path.join(folder.group(1), "done.md.tmp"), answer + "\n")
+    os.replace(os.path.join(folder.group(1), "done.md.tmp"), os.path.join(folder.group(1), "done.md"))
+    sys.stdin.readline()
+    return 0
+
+
+# --- verbs -------------------------------------------------------------------
+
+def load_config(args: argparse.Namespace) -> Config:
+    """The config that was named, or the user's, or what is built in."""
+    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    path = args.config or os.path.join(home, "selftalk", "config.yaml")
+    if not args.config and not os.path.exists(path):
+        return built_in_config()
+    try:
+        with open(path, "rb") as file:
+            text = file.read().decode("utf-8-sig")
+        return read_config(text, path)
+    except OSError as error:
+        raise Unusable("%s: cannot be read: %s" % (path, (error.strerror or str(error)).lower()), "check --config") from error
+    except UnicodeDecodeError as error:
+        raise Unusable("%s: is not UTF-8 at byte %d" % (path, error.start), "convert it: iconv -t utf-8") from error
+    except Unusable as error:
+        raise Unusable("%s: %s" % (path, error.what), error.fix) from error
+
+
+def current_folder() -> str:
+    """The folder we are in."""
+    try:
+        return os.getcwd()
+    except OSError as error:
+        raise Unusable("the current folder does not exist any more", "cd to one that does") from error
+
+
+def show_ending(run: Run, ending: Ending, args: argparse.Namespace) -> int:
+    """Prints how a wait ended; the exit code."""
+    if args.json:
+        print_object(result_object(run, ending))
+    elif ending.answer:
+        print(ending.answer)
+    for line in ending_lines(run, ending):
+        choose_tell(args)(line)
+    return OUTCOMES[ending.outcome][0]
+
+
+def cmd_run(args: argparse.Namespace) -> int:
+    """Starts a worker on a task and waits for its answer."""
+    config = load_config(args)
+    profile = find_profile(config, args.profile)
+    profile = profile._replace(args=profile.args + tuple(args.arg))
+    request = Request(profile, choose_prompt(args), resolve_workspace(args.cwd or current_folder()), args.place,
+                      args.keep, args.max_time, args.stall, config.max_depth)
+    run = start_run(request, dict(os.environ), choose_echo(args))
+    choose_tell(args)(started_line(run))
+    return show_ending(run, await_run(run, args.wait, choose_tell(args), choose_echo(args)), args)
+
+
+def cmd_wait(args: argparse.Namespace) -> int:
+    """Goes on waiting for a run."""
+    run = find_run(state_folder(dict(os.environ)), args.id)
+    return show_ending(run, await_run(run, args.wait, choose_tell(args), choose_echo(args)), args)
+
+
+def cmd_stop(args: argparse.Namespace) -> int:
+    """Ends runs."""
+    runs = [find_run(state_folder(dict(os.environ)), word) for word in args.ids]
+    for run in runs:
+        was_alive = stop_run(run, choose_echo(args))
+        choose_tell(args)("run %d: %s" % (run.id, "stopped" if was_alive else "was over already"))
+    if args.json:
+        print_object([run_object(run) for run in runs])
+    return 0
+
+
+def cmd_list(args: argparse.Namespace) -> int:
+    """Shows the runs."""
+    state = state_folder(dict(os.environ))
+    numbers = list_numbers(os.path.join(state, "runs"))
+    runs = []
+    for number in numbers:
+        with contextlib.suppress(Unusable):   # another version's, or being made right now
+            runs.append(read_run(os.path.join(state, "runs", str(number))))
+    if args.json:
+        print_object([run_object(run) for run in runs])
+        return 0
+    for run in runs:
+        print(run_line(run, time.time()))
+    return 0
+
+
+def cmd_profiles(args: argparse.Namespace) -> int:
+    """Shows the profiles."""
+    config = load_config(args)
+    if args.json:
+        print_object([profile_object(profile, config, current_folder()) for profile in config.profiles.values()])
+        return 0
+    for profile in config.profiles.values():
+        print(profile_line(profile, config))
+    return 0
+
+
+def cmd_demo(args: argparse.Namespace) -> int:
+    """Runs the whole cycle with the built-in worker, in a state folder that is removed afterwards."""
+    if args.worker:
+        return play_demo_worker(" ".join(args.words))
+    import tempfile
+    with tempfile.TemporaryDirectory(prefix="selftalk-demo-") as folder:
+        profile = Profile("demo", sys.executable, DEMO, (os.path.abspath(__file__), "demo", "--worker"))
+        request = Request(profile, "Say what you are.", os.path.realpath(folder), place="session")
+        run = start_run(request, dict(os.environ, XDG_STATE_HOME=folder), choose_echo(args))
+        say(started_line(run))
+        try:
+            ending = await_run(run, 60.0, say, choose_echo(args))
+        finally:
+            stop_run(run)
+        say("what happened, from %s:" % run.path("events.jsonl"))
+        for line in (read_file(run.path("events.jsonl")) or "").splitlines():
+            say(event_line(json.loads(line)))
+        return show_ending(run, ending, args)
+
+
+# --- parser and main ---------------------------------------------------------
+
+def parse_seconds(text: str) -> float:
+    """Seconds above 0, for argparse; also as 90s, 5m or 2h."""
+    found = re.match(r"([0-9.]+)([smh]?)$", text)
+    number = float(found.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600}[found.group(2)] if found else 0.0
+    if number <= 0:
+        raise argparse.ArgumentTypeError("`%s` is no time: write 90, 5m or 2h" % text)
+    return number
+
+
+COMMON = (
+    Arg(("--json",),           dict(action="store_true", help="one JSON value on stdout")),
+    Arg(("-q", "--quiet"),     dict(action="store_true", help="no talk on stderr")),
+    Arg(("-v", "--verbose"),   dict(action="store_true", help="show the tmux commands")),
+)
+CONFIG = (
+    Arg(("--config",),         dict(metavar="PATH", default="", help="a config instead of ~/.config/selftalk/config.yaml")),
+)
+WAIT = (
+    Arg(("--wait",),           dict(type=parse_seconds, default=float("inf"), metavar="S", help="wait so long, then exit with 75")),
+)
+TASK = (
+    Arg(("words",),            dict(nargs="*", metavar="PROMPT", help="the prompt; else -f FILE or stdin")),
+    Arg(("-p", "--profile"),   dict(default="", metavar="NAME", help="the profile to use")),
+    Arg(("-f", "--prompt-file"), dict(default="", metavar="FILE", help="read the prompt from a file")),
+    Arg(("--cwd",),            dict(default="", metavar="DIR", help="where the agent works; else the current folder")),
+    Arg(("--pane",),           dict(dest="place", action="store_const", const="pane", help="in a pane beside this one")),
+    Arg(("--session",),        dict(dest="place", action="store_const", const="session", help="in a detached session")),
+    Arg(("--keep",),           dict(action="store_true", help="leave the worker alive when it is done")),
+    Arg(("--max-time",),       dict(type=parse_seconds, default=0.0, metavar="S", help="end the worker after so long")),
+    Arg(("--stall",),          dict(type=parse_seconds, default=STALL_S, metavar="S", help="give up when nothing moves for so long")),
+    Arg(("--arg",),            dict(action="append", default=[], metavar="ARG", help="one more argument for the agent")),
+)
+COMMANDS = {
+    "run":      Verb(cmd_run,      "hand a task to an agent and print its answer", TASK + CONFIG + WAIT + COMMON),
+    "wait":     Verb(cmd_wait,     "go on waiting for a run",
+                     (Arg(("id",), dict(metavar="ID", help="a run's number, or last")),) + WAIT + COMMON),
+    "stop":     Verb(cmd_stop,     "end runs",
+                     (Arg(("ids",), dict(nargs="+", metavar="ID", help="runs' numbers, or last")),) + COMMON),
+    "list":     Verb(cmd_list,     "show the runs", COMMON),
+    "profiles": Verb(cmd_profiles, "show the profiles", CONFIG + COMMON),
+    "demo":     Verb(cmd_demo,     "see the whole cycle with a built-in worker, no account needed",
+                     (Arg(("--worker",), dict(action="store_true", help=argparse.SUPPRESS)),
+                      Arg(("words",), dict(nargs="*", help=argparse.SUPPRESS))) + COMMON),
+}
+
+HELP = """selftalk %s: hand a prompt to another coding agent and get its answer back.
+
+  selftalk.py run -p NAME "prompt"     selftalk.py run -p NAME < plan.md     selftalk.py -p NAME "prompt"
+
+%s
+
+  selftalk.py VERB --help tells more. stdout is the answer, stderr is talk. Exit codes:
+%s
+"""
+
+
+def help_text() -> str:
+    """What --help prints."""
+    verbs = "\n".join("  %-10s %s" % (name, verb.help) for name, verb in COMMANDS.items())
+    codes = ["%d %s" % (code, outcome) for outcome, (code, _) in OUTCOMES.items()] + ["2 usage", "3 missing", "130 interrupted"]
+    ordered = sorted(codes, key=lambda words: int(words.split()[0]))
+    return HELP % (VERSION, verbs, "\n".join("  " + " · ".join(ordered[at:at + 7]) for at in range(0, len(ordered), 7)))
+
+
+def version_text() -> str:
+    """Which copy this is: it is vendored, so the version alone does not tell."""
+    import binascii   # a checksum tells two copies apart as well as a hash, and costs 11 ms less to import
+    return "selftalk %s (%08x)" % (VERSION, binascii.crc32(read_bytes(os.path.abspath(__file__)) or b""))
+
+
+def refuse_arguments(message: str) -> None:
+    """What argparse calls for a command line it cannot read."""
+    raise Unusable(message, "--help shows what there is; put -- before a prompt that begins with a dash")
+
+
+def parse_arguments(name: str, words: list[str]) -> argparse.Namespace:
+    """The arguments of one verb."""
+    parser = argparse.ArgumentParser(prog="selftalk.py " + name, description=COMMANDS[name].help, allow_abbrev=False)
+    parser.error = refuse_arguments
+    for arg in COMMANDS[name].args:
+        parser.add_argument(*arg.names, **arg.options)
+    return parser.parse_intermixed_args(words)
+
+
+def dispatch(words: list[str]) -> int:
+    """Does what the command line says; the exit code. Without a verb it is a task."""
+    if words[:1] in (["--help"], ["-h"], ["help"]):
+        print(help_text(), end="")
+        return 0
+    if words[:1] == ["--version"]:
+        print(version_text())
+        return 0
+    name = words[0] if words and words[0] in COMMANDS else "run"
+    args = parse_arguments(name, words[1:] if words and words[0] in COMMANDS else words)
+    if name != "demo":
+        collect_runs(state_folder(dict(os.environ)), choose_tell(args))
+    return COMMANDS[name].deed(args)
+
+
+def main(words: list[str]) -> int:
+    """Runs a command line; the only catcher. Tracebacks are bugs."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="replace")   # answers are UTF-8 in any locale
+    try:
+        status = dispatch(words)
+        sys.stdout.flush()
+        return status
+    except Failure as failure:
+        if "--json" in words:
+            print_object(failure_object(failure))
+        say(failure.what)
+        if failure.fix:
+            say("  try: " + failure.fix)
+        return failure.code
+    except KeyboardInterrupt:
+        say("interrupted; a worker that was started goes on")
+        say("  try: " + own_command("wait last"))
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)   # else the interpreter complains at exit
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,158 @@
+"""What selftalk costs: python3 tests/bench.py. Ratios within one run hold on any machine; single times do not."""
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PROGRAM = os.path.join(ROOT, "selftalk.py")
+PYTHON = os.path.realpath(sys.executable)
+ROUNDS = int(os.environ.get("ROUNDS", "7"))
+
+AGENT = """#!%s -ISE
+import os, sys, time
+folder = [line for line in sys.argv[-1].split("\\n") if line.endswith("/done.md.tmp")][0][:-len("/done.md.tmp")]
+end, count = time.monotonic() + float(os.environ["BUSY_S"]), 0
+while time.monotonic() < end:
+    os.write(1, b"\\x1b[HWorking %%d (esc to interrupt)" %% count)
+    count += 1
+    time.sleep(max(0, min(0.1, end - time.monotonic())))
+open(folder + "/done.md.tmp", "w").write("done")
+os.rename(folder + "/done.md.tmp", folder + "/done.md")
+time.sleep(100)
+"""
+
+# The least that could do the job: start, look for the file every 20 ms, print it, end the server.
+REFERENCE = """
+import os, subprocess, sys, time
+folder, agent = sys.argv[1:]
+name = "reference-%d" % os.getpid()
+prompt = "hello\\n%s/done.md.tmp\\n" % folder
+subprocess.run(["tmux", "-L", name, "-f", "/dev/null", "new-session", "-d", agent, prompt], check=True)
+while not os.path.exists(folder + "/done.md"):
+    time.sleep(0.02)
+print(open(folder + "/done.md").read())
+subprocess.run(["tmux", "-L", name, "kill-server"])
+"""
+
+RECIPE = """
+import os, subprocess, sys, time
+folder, agent = sys.argv[1:]
+name = "recipe-%d" % os.getpid()
+tmux = ["tmux", "-L", name, "-f", "/dev/null"]
+subprocess.run(tmux + ["new-session", "-d", agent, "hello\\n%s/done.md.tmp\\n" % folder], check=True)
+time.sleep(3)
+while b"esc to cancel" in subprocess.run(tmux + ["capture-pane", "-p"], stdout=subprocess.PIPE).stdout:
+    time.sleep(3)
+time.sleep(2)
+subprocess.run(tmux + ["capture-pane", "-p"])
+subprocess.run(tmux + ["kill-server"])
+"""
+
+COUNT_FORKS = """
+import os, runpy, sys
+count = [0]
+sys.addaudithook(lambda event, _: count.__setitem__(0, count[0] + (event in ("subprocess.Popen", "os.fork", "os.posix_spawn"))))
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit:
+    sys.stderr.write("forks=%d\\n" % count[0])
+"""
+
+
+class Bench:
+    """A folder with an agent, a config and everything the runs leave."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.agent = self.write("agent", AGENT % PYTHON)
+        os.chmod(self.agent, 0o755)
+        self.config = self.write("config.yaml", "default_profile: a\nprofiles: {a: {command: %s}}\n" % self.agent)
+        self.env = dict(os.environ, XDG_STATE_HOME=folder, TMUX_TMPDIR=folder, LANG="C.UTF-8")
+        self.env.pop("TMUX", None)
+        self.made = 0
+
+    def write(self, name, text):
+        path = os.path.join(self.folder, name)
+        with open(path, "w") as file:
+            file.write(text)
+        return path
+
+    def selftalk(self):
+        return [PYTHON, PROGRAM, "run", "--session", "--config", self.config, "hello"]
+
+    def script(self, text):
+        self.made += 1
+        folder = os.path.join(self.folder, "s%d" % self.made)
+        os.mkdir(folder)
+        return [PYTHON, self.write("script%d.py" % self.made, text), folder, self.agent]
+
+    def run(self, argv, busy_s):
+        """(wall seconds, CPU milliseconds of the command and what it waited for, stdout, stderr)"""
+        before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+        ran = subprocess.run(argv, env=dict(self.env, BUSY_S=str(busy_s)), stdin=subprocess.DEVNULL,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        wall_s, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return wall_s, cpu_s * 1000, ran.stdout.decode(), ran.stderr.decode()
+
+
+def compare_overhead(bench):
+    """Seconds over the agent's own busy second: ours, the least, in turn."""
+    ours, least = [], []
+    for _ in range(ROUNDS):
+        ours.append(bench.run(bench.selftalk(), 1)[0] - 1)
+        least.append(bench.run(bench.script(REFERENCE), 1)[0] - 1)
+    recipe = bench.run(bench.script(RECIPE), 1)[0] - 1
+    ours_s, least_s = statistics.median(ours), statistics.median(least)
+    print("overhead of a task, agent busy 1 s      selftalk %.3f s · least possible %.3f s (x%.1f) · fixed sleeps %.1f s"
+          % (ours_s, least_s, ours_s / least_s, recipe))
+
+
+def measure_wait(bench):
+    """CPU and forks of waiting 20 seconds."""
+    _, cpu_ms, _, _ = bench.run(bench.selftalk(), 20)
+    _, short_ms, _, _ = bench.run(bench.selftalk(), 0)
+    counter = bench.write("count.py", COUNT_FORKS)
+    forks = bench.run([PYTHON, counter, *bench.selftalk()[1:]], 20)[3].rpartition("forks=")[2].strip()
+    print("waiting 20 s                            %.0f ms CPU in all, %.0f ms of it for starting and ending · %s forks"
+          % (cpu_ms, short_ms, forks))
+
+
+def measure_many(bench):
+    """20 runs started at once."""
+    started = time.monotonic()
+    runs = [subprocess.Popen(bench.selftalk(), env=dict(bench.env, BUSY_S="1"), stdin=subprocess.DEVNULL,
+                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) for _ in range(20)]
+    right = sum(run.communicate()[0] == b"done\n" for run in runs)
+    print("20 runs at once                         %d of 20 right, in %.1f s" % (right, time.monotonic() - started))
+
+
+def measure_start(bench):
+    """CPU of --version beside the bare interpreter."""
+    ours = statistics.median(bench.run([PYTHON, PROGRAM, "--version"], 0)[1] for _ in range(15))
+    bare = statistics.median(bench.run([PYTHON, "-c", "pass"], 0)[1] for _ in range(15))
+    print("--version                               %.0f ms CPU · bare interpreter %.0f ms (x%.1f)" % (ours, bare, ours / bare))
+
+
+def main():
+    folder = tempfile.mkdtemp(prefix="bench-")
+    try:
+        bench = Bench(folder)
+        print(json.dumps({"python": sys.version.split()[0], "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}))
+        measure_start(bench)
+        compare_overhead(bench)
+        measure_wait(bench)
+        measure_many(bench)
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
