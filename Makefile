@@ -1,7 +1,9 @@
 PYTHON ?= python3
 VENV   := .venv
 PYTEST := $(VENV)/bin/python -m pytest -q
-OTHERS := $(foreach version,3.9 3.13,$(shell command -v python$(version) 2>/dev/null))
+# The oldest and the newest Python, where they are found: on the PATH, or in pyenv's folder.
+OTHERS := $(foreach version,3.9 3.13,$(firstword $(wildcard $(HOME)/.pyenv/versions/$(version).*/bin/python3) \
+                                                 $(shell command -v python$(version) 2>/dev/null)))
 
 .PHONY: help demo test live bench capture install tmux
 

@@ -193,6 +193,8 @@ class Start(NamedTuple):
 
     unattended: tuple[str, ...] = ()                     # args of the built-in profile: it asks for no permission
     prompt: tuple[str, ...] = ("--", "{prompt}")         # how a prompt is given as an argument
+    commands: str = ""                                   # a prompt that begins with one of these is a command …
+    lead: str = " "                                      # … unless this stands before it; "": it goes by file
     added: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (sign, args): given unless an argument holds the sign
     env: tuple[tuple[str, str], ...] = ()                # set for the worker
     root_env: tuple[tuple[str, str], ...] = ()           # set for the worker when it runs as root
@@ -227,9 +229,6 @@ class Agent(NamedTuple):
     pane: Pane = Pane()
     record: Optional[Record] = None
     install: str = ""          # how to get it, for the person whose machine lacks it
-
-
-HOLES = ("prompt", "workspace", "workspace_json")   # what {…} may stand for in a row's args
 
 
 # --- claude ----------------------------------------------------------------------------------------------------------
@@ -453,14 +452,14 @@ OPENCODE_MARKS = {
     "turn": r"^ {5}▣  ",          # the mark of the last turn
 }
 _OPENCODE_ERROR = (               # a box …
-    r"^(?! +▣)[^\n]*\S[^\n]*\n"                        # that does not follow the mark of a turn, as a prompt does
-    r"(?: {20,}[^\n]*)?\n(?:  ┃[^\n]*\n)*?  ┃  "       # … and in it
+    r"^(?! +▣| *\n)[^\n]*\n"                           # that does not follow the mark of a turn, as a prompt does
+    r"(?: {20}[^\n]*)?\n(?:  ┃[^\n]*\n)*?  ┃  "       # … and in it
 )
-_OPENCODE_END = (                 # … and after it
-    r"[^\n]*\n(?:  ┃[^\n]*\n)*(?: {20,}[^\n]*)?\n"     # the rest of the box, an empty row
-    r" {5}▣  [^·\n]+ · [^·\n]+?(?: {3,}[^\n]*)?\n"     # the mark, without a duration
-    r"(?:(?! {5}▣  )[^\n]*\n)* +╹▀{20,}"               # no other mark down to the input
-    r"[^\n]*\n[^\n]*\bctrl\+p commands\b"             # the footer of one that waits
+_OPENCODE_END = (                 # … and after it. Every part can match in one way only: a slow regex stalls a run
+    r"[^\n]*\n(?:  ┃[^\n]*\n)*(?: {20}[^\n]*)?\n"     # the rest of the box, an empty row
+    r" {5}▣  [^·\n]+·[^·\n]*\n"                        # the mark, without a duration
+    r"(?:(?! {5}▣  | +╹▀)[^\n]*\n)* +╹▀[^\n]*\n"       # no other mark down to the input
+    r"(?! +[⬝■])(?![^\n]*interrupt)[^\n]*\bctrl\+p commands\b"   # the footer of one that waits
 )
 OPENCODE_RULES = (
     Rule("asks-permission", "asks", "bottom:4",
@@ -496,7 +495,7 @@ OPENCODE_RULES = (
          seen="1.18.33"),
     Rule("ready", "ready", "at:turn",              # a box between the mark and the input is a prompt not yet taken
          (r"\A {5}▣  ", r"^ +╹▀{20,}", r"\bctrl\+p commands\b"),
-         unless=(r"\besc (?:again to )?interrupt\b", r"\[retrying in ", r"^  ┃[^\n]*\n(?: {20,}[^\n]*)?\n  ┃", r"^  ┃ /\w"),
+         unless=(r"\besc (?:again to )?interrupt\b", r"\[retrying in ", r"^  ┃[^\n]*\n(?: {20}[^\n]*)?\n  ┃", r"^  ┃ /\w"),
          seen="1.18.33"),
 )
 
@@ -549,13 +548,16 @@ OPENCODE_QUERY = """
 # The worker of `selftalk demo`: see room 17.
 DEMO = Agent("demo", "", pane=Pane({}, DEMO_RULES, DEMO_DIALOGS))
 
+# An agent of which nothing is known: it is over when it publishes, exits, or falls silent.
+GENERIC = Agent("generic", "", pane=Pane(silence_s=60.0))
+
 AGENT_ROWS = (
-    DEMO,
-    Agent("generic", "", pane=Pane(silence_s=60.0)),
+    GENERIC,
 
     Agent("claude", "claude", install="npm install -g @anthropic-ai/claude-code",
           start=Start(
               unattended=("--dangerously-skip-permissions",),
+              commands="/", lead="",                  # 2.1.329: "/init …" is a command, and so is " /init …"
               # 2.1.197, 2.1.329: without it the bypass warning comes, with "No, exit" preselected. Written nowhere.
               added=(("--settings", ("--settings", '{"skipDangerousModePermissionPrompt":true}')),),
               env=(("CLAUDE_CODE_SANDBOXED", "1"),    # no trust dialog, and nothing is remembered
@@ -572,6 +574,7 @@ AGENT_ROWS = (
     Agent("codex", "codex", install="npm install -g @openai/codex",
           start=Start(
               unattended=("--dangerously-bypass-approvals-and-sandbox",),
+              commands="!/",                          # 0.169.0: "!x" is run as a shell command, also as an argument
               # 0.169.0: any -c keeps the agent out of the shared daemon, in which a turn outlives its pane. The
               # update prompt has "Update now" preselected. Trust given so is written nowhere.
               added=(("check_for_update_on_startup", ("-c", "check_for_update_on_startup=false")),
@@ -586,6 +589,7 @@ AGENT_ROWS = (
           start=Start(
               unattended=("--skip-trust", "--yolo"),
               prompt=("-i", "{prompt}"),
+              commands="/!-", lead="",
               markers=("GEMINI_CLI", "GEMINI_CLI_NO_RELAUNCH", "GEMINI_CLI_TRUST_WORKSPACE")),
           pane=Pane(GEMINI_MARKS, GEMINI_RULES, GEMINI_DIALOGS, quit=("C-c", "C-c"))),
 
@@ -593,86 +597,114 @@ AGENT_ROWS = (
           start=Start(
               unattended=("--auto",),
               prompt=("--prompt", "{prompt}"),
+              commands="/-",                          # 1.18.33: "/init …" is a command, "-x" is taken for an option
               env=(("OPENCODE_DISABLE_AUTOUPDATE", "1"),),
               markers=("OPENCODE", "OPENCODE_PID", "AGENT")),
           pane=Pane(OPENCODE_MARKS, OPENCODE_RULES, quit=("C-c",)),
           record=Record("opencode-rows", ("XDG_DATA_HOME", "~/.local/share"), "opencode/opencode.db", OPENCODE_QUERY)),
 
     Agent("cursor", "cursor-agent", pane=Pane(silence_s=60.0)),
+
+    DEMO,
 )
 AGENTS = {row.name: row for row in AGENT_ROWS}
 
 
+# =============================================================================
+# 3. Yaml
+# =============================================================================
+# Pure: text in, values with places out. The law: what is accepted means exactly what YAML 1.2 says (core
+# schema); all else is refused with line, column and what to write instead. A `parse_…` takes the lines and
+# the spot where its part begins, and returns the spot after it and its node.
 
-MAX_DEPTH = 100          # lists and maps within one another: far from the 1,000 calls Python allows
+MAX_DEPTH = 100          # lists and maps within one another: far from the 1,000 calls that Python allows
 MAX_KEY = 1024           # characters of a key, by YAML's own rule
-MAX_DIGITS = 4300        # of a number: the most that every Python turns into text and back
+MAX_DIGITS = 4300        # characters of a number: the most that every Python turns into text and back
 TOO_LARGE = 10 ** MAX_DIGITS
-
 BRACKETS = {"[": "]", "{": "}"}
 
 CONSTANTS = {word: value for words, value in (
-    (("", "~", "null", "Null", "NULL"),                         None),
-    (("true", "True", "TRUE"),                                  True),
-    (("false", "False", "FALSE"),                               False),
-    ((".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF"),       float("inf")),
-    (("-.inf", "-.Inf", "-.INF"),                               float("-inf")),
-    ((".nan", ".NaN", ".NAN"),                                  float("nan")),
+    (("", "~", "null", "Null", "NULL"),                    None),
+    (("true", "True", "TRUE"),                             True),
+    (("false", "False", "FALSE"),                          False),
+    ((".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF"),  float("inf")),
+    (("-.inf", "-.Inf", "-.INF"),                          float("-inf")),
+    ((".nan", ".NaN", ".NAN"),                             float("nan")),
 ) for word in words}
 
-ESCAPES = {"0": "\0", "a": "\a", "b": "\b", "t": "\t", "\t": "\t", "n": "\n", "v": "\v", "f": "\f", "r": "\r",
-           "e": "\x1b", " ": " ", '"': '"', "/": "/", "\\": "\\",
-           "N": "\x85", "_": "\xa0", "L": "\u2028", "P": "\u2029"}
+ESCAPES = dict(zip('0abt\tnvfre "/\\N_LP', '\0\a\b\t\t\n\v\f\r\x1b "/\\\x85\xa0\u2028\u2029'))
 
-# What a scalar without quotes cannot begin with: what it would be, and what to write instead.
+# What a scalar without quotes cannot begin with, beyond what quotes would mend.
 RESERVED = {
-    "&": ("an anchor is not supported",                  "write the value out wherever it is needed"),
-    "*": ("an alias is not supported",                   "write the value out, or quote text that begins with *"),
-    "!": ("a tag is not supported",                      "leave it out, or quote text that begins with !"),
-    "?": ("a complex key is not supported",              "write `key: value` on one line"),
-    "-": ("a list with dashes cannot begin here",        "begin it on a line of its own, or write [a, b]"),
-    ":": ("a colon without a key",                       'write the key before it, "" for an empty one'),
-    "%": ("a directive, or text that begins with %",     "remove the directive; quote the text"),
-    "@": ("text cannot begin with @",                    "quote it"),
-    "`": ("text cannot begin with a backquote",          "quote it"),
-    "|": ("a block text cannot stand in brackets",       "quote the text"),
-    ">": ("a block text cannot stand in brackets",       "quote the text"),
-    "#": ("a comment needs a space before it",           "put a space before #, or quote the text"),
-    ",": ("a comma without a value",                     "remove the comma, or quote text that begins with it"),
-    "]": ("a ] that closes nothing here",                "remove it, or quote text that begins with ]"),
-    "}": ("a } that closes nothing here",                "remove it, or quote text that begins with }"),
+    "&": ("an anchor is not supported",       "write the value out wherever it is needed"),
+    "*": ("an alias is not supported",        "write the value out, or quote text that begins with *"),
+    "!": ("a tag is not supported",           "leave it out, or quote text that begins with !"),
+    "?": ("a complex key is not supported",   "write `key: value` on one line"),
+    "-": ("a list cannot begin here",         "begin it on a line of its own, or write [a, b]"),
+    ":": ("a colon without a key before it",  'write the key, "" for an empty one'),
 }
 
-UNPRINTABLE = re.compile("[^\t\n\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+UNPRINTABLE = re.compile(
+    "[^\t\n -~\x85\xa0-\ud7ff"                # no controls, no surrogates
+    "\ue000-\ufefe\uff00-\ufffd"             # no byte order mark
+    "\U00010000-\U0010ffff]")
 MARK = re.compile(r"(?:---|\.\.\.)(?=[ \t]|\Z)")
 BLANK = re.compile(r"[ \t]*(?:(?<![^ \t])#.*)?")
 DASH = re.compile(r"-(?=[ \t]|\Z)")
 COLON = re.compile(r"[ \t]*:(?=[ \t]|\Z)")
 FLOW_COLON = re.compile(r"[ \t]*:(?=[ \t,\]}]|\Z)")
-QUOTED_COLON = re.compile(r"[ \t]*:")        # in brackets, nothing need follow the colon of a quoted key: {"a":1}
-FOLDABLE = re.compile(r"(?<![ \t])[ \t]*\n([ \t\n]*)")
-INTEGER = re.compile("[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
-FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
-SINGLE_QUOTED = re.compile("(?:[^']+|'')*")
-DOUBLE_QUOTED = re.compile(r"""(?: [^"\\]+ | \\ (?:
-    [0abtnvfre\ "/\\N_LP\t]                                  # a letter of ESCAPES
+QUOTED_COLON = re.compile(r"[ \t]*:")        # in brackets, nothing need follow it: {"a":1}
+NUMBER = re.compile(r"""
+    ( [-+]?[0-9]+ | 0o[0-7]+ | 0x[0-9a-fA-F]+ )                    # an integer
+    | [-+]? (?: \.[0-9]+ | [0-9]+(?:\.[0-9]*)? )                   # or a float
+      (?: [eE] [-+]? [0-9]+ )?
+    """, re.VERBOSE)
+
+# How a scalar without quotes begins, and how far it goes on a line: outside of brackets, and within.
+IN_BLOCK = (
+    re.compile(r"""[^-?:,\[\]{}#&*!|>'"%@` \t]                      # no indicator
+                   | [-?:](?=[^ \t])                               # or one that is not alone
+                   """, re.VERBOSE),
+    re.compile(r"(?:[^:#]+|:(?![ \t]|\Z)|(?<=[^ \t])#)*"))
+IN_FLOW = (
+    re.compile(r"""[^-?:,\[\]{}#&*!|>'"%@` \t]
+                   | [-?:](?=[^ \t,\[\]{}])
+                   """, re.VERBOSE),
+    re.compile(r"""(?: [^:#,\[\]{}]+
+                     | :(?![ \t,\[\]{}]|\Z)                        # a colon with text after it
+                     | (?<=[^ \t])\#                               # no comment without a space before it
+                   )*""", re.VERBOSE))
+QUOTED = {"'": re.compile("(?:[^']+|'')*"), '"': re.compile(r"""(?: [^"\\]+ | \\ (?:
+    [0abt\tnvfre\ "/\\N_LP]                                        # a letter of ESCAPES
     | x [0-9a-fA-F]{2}
-    | u (?![dD][89a-fA-F]) [0-9a-fA-F]{4}                    # halves of surrogate pairs are no characters
-    | U 00 (?:0(?!0[dD][89a-fA-F])[0-9a-fA-F]|10) [0-9a-fA-F]{4}
-    | \Z                                                     # the line break itself
-    ) )*""", re.VERBOSE)
+    | u (?![dD][89a-fA-F]) [0-9a-fA-F]{4}                          # half a surrogate pair is no character
+    | U 00 (?: 0(?!0[dD][89a-fA-F])[0-9a-fA-F] | 10 ) [0-9a-fA-F]{4}
+    | \Z                                                           # the break of the line
+    ) )*""", re.VERBOSE)}
+FOLDABLE = re.compile(r"(?<![ \t])[ \t]*\n[ \t\n]*")
 ESCAPED = re.compile(r"""
-    \\\n [ \t\n]*                                            # a line break that is not there
+    \\\n [ \t\n]*                            # the break of a line that is not there
     | \\ (?: x.. | u.... | U........ | . )
-    | [ \t]* \n [ \t\n]*                                     # a line break to be folded
-    | [ \t]+                                                 # read whole, or long runs would cost their square
+    | [ \t]* \n [ \t\n]*                     # the break of a line to be folded
+    | [ \t]+                                 # taken whole, or a long run would cost its square
     """, re.VERBOSE)
 BLOCK_HEADER = re.compile(r"""
     ([|>])
-    ( [1-9][-+] | [-+]?[1-9]? )                              # indentation and chomping, in either order
-    (?: [ \t]+ (?:\#.*)? )? \Z                               # nothing more but a comment
+    ( [1-9][-+] | [-+]?[1-9]? )              # width and chomping, in either order
+    (?: [ \t]+ (?:\#.*)? )? \Z               # nothing more but a comment
     """, re.VERBOSE)
 BLOCK_FOLDABLE = re.compile(r"^([^ \t\n].*)\n(\n*)(?=[^ \t\n])", re.MULTILINE)
+
+
+class Spot(NamedTuple):
+    """A place in the text, lines[row][column], both from 0; at the end of the text the column is -1."""
+
+    row: int
+    column: int
+
+    def after(self, count: int) -> "Spot":
+        """The place `count` characters on in the line."""
+        return Spot(self.row, self.column + count)
 
 
 class Node(NamedTuple):
@@ -686,28 +718,6 @@ class Node(NamedTuple):
     key_column: int = 0
 
 
-class Spot(NamedTuple):
-    """A place in the text: lines[row][column], both from 0; at the end of the text the column is -1."""
-
-    row: int
-    column: int
-
-
-class PlainStyle(NamedTuple):
-    """How a scalar without quotes begins and what ends it: other things in a block than in brackets."""
-
-    begin: re.Pattern[str]
-    end: re.Pattern[str]
-
-
-IN_BLOCK = PlainStyle(
-    re.compile(r"""[^-?:,\[\]{}#&*!|>'"%@` \t]|[-?:](?=[^ \t])"""),
-    re.compile(r"""(?<![^ \t])\#|:(?=[ \t]|\Z)|\Z""", re.VERBOSE))
-IN_FLOW = PlainStyle(
-    re.compile(r"""[^-?:,\[\]{}#&*!|>'"%@` \t]|[-?:](?=[^ \t,\[\]{}])"""),
-    re.compile(r"""(?<![^ \t])#|:(?=[ \t,\[\]{}]|\Z)|[,\[\]{}]|\Z"""))
-
-
 def yaml_error(spot: Spot, what: str, fix: str) -> Unusable:
     """The one shape of every message of this room."""
     return Unusable(f"line {spot.row + 1}, column {spot.column + 1}: {what}", fix)
@@ -718,20 +728,52 @@ def new_node(spot: Spot, value: object, text: str = "") -> Node:
     return Node(value, text, spot.row + 1, spot.column + 1)
 
 
+def open_node(spot: Spot, entries: list | dict, parents: tuple[int, ...]) -> Node:
+    """The node of a list or map, still empty; refused when it is within too many others."""
+    if len(parents) > MAX_DEPTH:
+        raise yaml_error(spot, f"more than {MAX_DEPTH} lists and maps within one another", "nest them less")
+    return new_node(spot, entries)
+
+
+def add_entry(node: Node, key: Optional[Node], value: Node) -> None:
+    """Puts a value into a list (no key) or a map; refuses keys that are one to Python, such as 1 and true."""
+    if key is None:
+        node.value.append(value)
+        return
+    if key.value in node.value:
+        first = node.value[key.value].key_line
+        raise yaml_error(Spot(key.line - 1, key.column - 1), f"a duplicate of the key in line {first}",
+                         "remove or rename one of them; quote one if 1 has met true, or 0 false")
+    node.value[key.value] = value._replace(key_line=key.line, key_column=key.column)
+
+
+def check_key(lines: list[str], key: Node, end: Spot) -> None:
+    """Refuses a key that is not a short scalar on one line, or that would merge maps."""
+    spot = Spot(key.line - 1, key.column - 1)
+    if isinstance(key.value, (list, dict)):
+        raise yaml_error(spot, "a list or map as a key is not supported", "quote it if it is text")
+    if end.row > spot.row:
+        raise yaml_error(spot, "a key over several lines is not supported", "write key and colon on one line")
+    if end.column - spot.column > MAX_KEY:
+        raise yaml_error(spot, f"a key of more than {MAX_KEY} characters", "shorten it")
+    if key.text == "<<" and lines[spot.row][spot.column] == "<":
+        raise yaml_error(spot, "a merge key is not supported", 'write the keys out, or quote it: "<<"')
+
+
 def split_yaml_lines(text: str) -> list[str]:
-    """The lines of the text without their breaks; a break at the end of the text opens no further line."""
-    lines = text[text.startswith("\ufeff"):].replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    found = UNPRINTABLE.search("\n".join(lines))
+    """The lines of the text without their breaks; a break at its very end begins no further line."""
+    text = text[text.startswith("\ufeff"):].replace("\r\n", "\n").replace("\r", "\n")
+    found = UNPRINTABLE.search(text)
     if found:
-        before = found.string[:found.start()]
-        spot = Spot(before.count("\n"), found.start() - before.rfind("\n") - 1)
-        what = f"the character U+{ord(found[0]):04X} is not allowed"
-        raise yaml_error(spot, what, f'remove it, or write "\\U{ord(found[0]):08X}" within double quotes')
-    return lines if lines[-1] else lines[:-1]
+        before = text[:found.start()]
+        spot = Spot(before.count("\n"), len(before) - before.rfind("\n") - 1)
+        raise yaml_error(spot, f"the character U+{ord(found[0]):04X} is not allowed",
+                         f'remove it, or write "\\U{ord(found[0]):08X}" within double quotes')
+    return text.removesuffix("\n").split("\n")
 
 
 def skip_blank(lines: list[str], spot: Spot) -> Spot:
-    """Where the text goes on behind white space, comments and blank lines."""
+    """Where the text goes on after white space, comments and blank lines."""
     row, column = spot
     while row < len(lines):
         column = BLANK.match(lines[row], column).end()
@@ -741,8 +783,8 @@ def skip_blank(lines: list[str], spot: Spot) -> Spot:
     return Spot(row, -1)
 
 
-def skip_to_block(lines: list[str], spot: Spot) -> Spot:
-    """Where the text goes on in a block, whose lines only spaces may indent."""
+def skip_in_block(lines: list[str], spot: Spot) -> Spot:
+    """Where the text goes on outside of brackets, where only spaces indent a line."""
     found = skip_blank(lines, spot)
     lead = lines[found.row][:found.column] if found.column > 0 else ""
     if "\t" in lead and not lead.strip(" \t"):
@@ -750,76 +792,56 @@ def skip_to_block(lines: list[str], spot: Spot) -> Spot:
     return found
 
 
-def end_of_value(lines: list[str], spot: Spot) -> Spot:
-    """Where the text goes on behind a value in a block: not on the same line."""
-    found = skip_to_block(lines, spot)
+def skip_in_flow(lines: list[str], spot: Spot, indent: int, *, opener: Spot) -> Spot:
+    """Where the text goes on within the brackets at `opener`; `indent` spaces or more begin their lines."""
+    found = skip_blank(lines, spot)
+    if found.column < 0:
+        raise yaml_error(opener, "a bracket that is not closed", "close it, within the same document")
+    if found.row > spot.row and lines[found.row][:indent].strip(" "):
+        raise yaml_error(found, "a line within brackets is not indented enough",
+                         "indent it more than the key or dash before the brackets")
+    return found
+
+
+def skip_after_value(lines: list[str], spot: Spot) -> Spot:
+    """Where the text goes on after a value outside of brackets: on another line."""
+    found = skip_in_block(lines, spot)
     if found.row > spot.row:
         return found
     if COLON.match(lines[found.row], found.column):
-        raise yaml_error(found, "a second `: `, or a key over several lines",
-                         "quote a text that has a colon and a space; put a map within a map on lines of its own")
-    raise yaml_error(found, "text behind the end of the value",
-                     "quote the whole value; put a space behind the colon of a key and before # of a comment")
+        raise yaml_error(found, "a colon after what is not a key of its own line",
+                         "quote text that has a colon and a space; begin a map on a line of its own")
+    raise yaml_error(found, "text after the end of the value",
+                     "quote the whole value; put a space after the colon of a key, and before a comment")
 
 
-def find_continuation(lines: list[str], row: int, indent: int) -> "Optional[Spot]":
-    """Where a scalar of several lines goes on at or below `row`; None when no line is indented enough for it."""
-    for below in range(row, len(lines)):
-        rest = lines[below].lstrip(" ")
-        spaces = len(lines[below]) - len(rest)
-        content = rest.lstrip("\t ")
+def find_continuation(lines: list[str], end: Spot, indent: int) -> "Optional[Spot]":
+    """Where a scalar goes on below the line of `end`; None when nothing there is indented enough."""
+    for row in range(end.row + 1, len(lines)):
+        rest = lines[row].lstrip(" ")
+        spaces = len(lines[row]) - len(rest)
+        content = rest.lstrip(" \t")
         if content:
-            return Spot(below, len(lines[below]) - len(content)) if spaces >= indent else None
-        if rest and spaces < indent:        # a tab where spaces are due: not a blank line of the scalar
+            return Spot(row, len(lines[row]) - len(content)) if spaces >= indent else None
+        if rest and spaces < indent:         # a tab where spaces are due: not a blank line of the scalar
             return None
     return None
 
 
-def fold_lines(text: str) -> str:
-    """One line break becomes a space; of several the first is dropped. White space around them goes."""
-    if "\n" not in text:
-        return text
-    return FOLDABLE.sub(lambda found: "\n" * found[1].count("\n") or " ", text)
-
-
-def parse_number(spot: Spot, text: str) -> Union[int, float]:
-    """The value of a text that INTEGER or FLOAT matches."""
-    if len(text) <= MAX_DIGITS:
-        base = {"0o": 8, "0x": 16}.get(text[:2], 10)
-        number = int(text, base) if INTEGER.fullmatch(text) else float(text)
-        if abs(number) < TOO_LARGE:
-            return number
-    raise yaml_error(spot, "the number is too large", "quote it if it is text")
-
-
-def resolve_plain(spot: Spot, text: str) -> Node:
-    """The node of a scalar without quotes: what it means by the core schema."""
-    if text in CONSTANTS:
-        return new_node(spot, CONSTANTS[text], text)
-    if INTEGER.fullmatch(text) or FLOAT.fullmatch(text):
-        return new_node(spot, parse_number(spot, text), text)
-    return new_node(spot, text, text)
-
-
-def parse_plain(lines: list[str], spot: Spot, indent: int, style: PlainStyle) -> tuple[Spot, Node]:
-    """A scalar without quotes; further lines belong to it when `indent` spaces or more stand before them."""
-    if not style.begin.match(lines[spot.row], spot.column):
-        raise yaml_error(spot, *RESERVED[lines[spot.row][spot.column]])
+def gather_lines(lines: list[str], spot: Spot, indent: int, part: re.Pattern[str]) -> tuple[Spot, str]:
+    """What `part` matches from `spot` on; where it reaches the end of the line, on further lines too."""
     parts, end, begin = [], spot, spot
     while begin:
         line = lines[begin.row]
-        stop = style.end.search(line, begin.column).start()
-        if stop == begin.column:            # a comment or a bracket, no further line of the scalar
-            break
-        part = line[begin.column:stop].rstrip(" \t")
-        parts += [""] * (begin.row - end.row - 1) + [part]
-        end = Spot(begin.row, begin.column + len(part))
-        begin = find_continuation(lines, begin.row + 1, indent) if stop == len(line) else None
-    return end, resolve_plain(spot, fold_lines("\n".join(parts)))
+        stop = part.match(line, begin.column).end()
+        parts += [""] * (begin.row - end.row - 1) + [line[begin.column:stop]]
+        end = Spot(begin.row, stop)
+        begin = find_continuation(lines, end, indent) if stop == len(line) else None
+    return end, "\n".join(parts)
 
 
 def unescape(found: "re.Match[str]") -> str:
-    """What a match of ESCAPED stands for."""
+    """What a match of ESCAPED or FOLDABLE stands for: one break is a space, of several the first goes."""
     token = found[0]
     if "\n" in token:
         kept = "\n" * (token.count("\n") - 1)
@@ -830,202 +852,166 @@ def unescape(found: "re.Match[str]") -> str:
 
 
 def parse_quoted(lines: list[str], spot: Spot, indent: int) -> tuple[Spot, Node]:
-    """A scalar in single or double quotes; `indent` spaces or more stand before each of its further lines."""
+    """A scalar in single or double quotes."""
     quote = lines[spot.row][spot.column]
-    inside = SINGLE_QUOTED if quote == "'" else DOUBLE_QUOTED
-    parts, end, begin = [], spot, Spot(spot.row, spot.column + 1)
-    while begin:
-        line = lines[begin.row]
-        stop = inside.match(line, begin.column).end()
-        parts += [""] * (begin.row - end.row - 1) + [line[begin.column:stop]]
-        end = Spot(begin.row, stop)
-        if stop < len(line):
-            break
-        begin = find_continuation(lines, begin.row + 1, indent)
-    if not begin:
-        raise yaml_error(spot, "a quote that is not closed", f"close it with {quote}, and indent all its lines")
-    if line[stop] != quote:
-        raise yaml_error(end, f"an unknown escape {line[stop:stop + 2]}", "write \\\\ for a backslash")
-    text = "\n".join(parts)
-    text = fold_lines(text).replace("''", "'") if quote == "'" else ESCAPED.sub(unescape, text)
-    return Spot(end.row, stop + 1), new_node(spot, text, text)
+    end, text = gather_lines(lines, spot.after(1), indent, QUOTED[quote])
+    found = lines[end.row][end.column:end.column + 2]
+    if not found:
+        raise yaml_error(spot, "a quote that is not closed", f"close it with {quote}, and indent every line")
+    if found[0] != quote:
+        raise yaml_error(end, f"an unknown escape {found}", "write \\\\ for a backslash")
+    if quote == '"' and "\n\\\n" in text:
+        raise yaml_error(spot, "within quotes, a line of one backslash alone", "remove the line")
+    text = FOLDABLE.sub(unescape, text).replace("''", "'") if quote == "'" else ESCAPED.sub(unescape, text)
+    return end.after(1), new_node(spot, text, text)
 
 
-def parse_scalar(lines: list[str], spot: Spot, indent: int, style: PlainStyle) -> tuple[Spot, Node]:
-    """A scalar with or without quotes."""
-    if lines[spot.row][spot.column] in "'\"":
+def resolve_plain(spot: Spot, text: str) -> Node:
+    """The node of a scalar without quotes: what it means by the core schema."""
+    if text in CONSTANTS:
+        return new_node(spot, CONSTANTS[text], text)
+    found = NUMBER.fullmatch(text)
+    if not found:
+        return new_node(spot, text, text)
+    if len(text) <= MAX_DIGITS:
+        number = int(text, {"0o": 8, "0x": 16}.get(text[:2], 10)) if found[1] else float(text)
+        if abs(number) < TOO_LARGE:
+            return new_node(spot, number, text)
+    raise yaml_error(spot, "a number that is too large", "quote it if it is text")
+
+
+def parse_scalar(lines: list[str], spot: Spot, indent: int, *, style: tuple) -> tuple[Spot, Node]:
+    """A scalar with or without quotes; its further lines begin with `indent` spaces or more."""
+    first, (begin, part) = lines[spot.row][spot.column], style
+    if first in QUOTED:
         return parse_quoted(lines, spot, indent)
-    return parse_plain(lines, spot, indent, style)
+    if not begin.match(lines[spot.row], spot.column):
+        otherwise = (f"a value cannot begin with {first}", "quote it if it is text")
+        raise yaml_error(spot, *RESERVED.get(first, otherwise))
+    end, text = gather_lines(lines, spot, indent, part)
+    return end, resolve_plain(spot, FOLDABLE.sub(unescape, text.rstrip(" \t\n")))
 
 
 def find_block_width(lines: list[str], row: int, indent: int) -> int:
     """The spaces before a block text: those of its first line that is not blank, at least `indent`."""
-    blank = Spot(row, indent)               # the end of the longest blank line so far
+    blank = Spot(row, indent)                # the end of the longest blank line so far
     for below in range(row, len(lines)):
         spaces = len(lines[below]) - len(lines[below].lstrip(" "))
-        width = max(spaces, indent)
-        if spaces < len(lines[below]) and width < blank.column:
-            raise yaml_error(blank, "a blank line with more spaces than the text has", "remove them")
-        if spaces < len(lines[below]):
-            return width
-        blank = Spot(below, width) if width > blank.column else blank
+        if spaces == len(lines[below]):
+            blank = max(blank, Spot(below, spaces), key=lambda end: end.column)
+        elif blank.column > max(spaces, indent):
+            raise yaml_error(blank, "a blank line with more spaces than the text below it", "remove them")
+        else:
+            return max(spaces, indent)
     return blank.column
 
 
-def take_block_lines(lines: list[str], row: int, width: int) -> list[str]:
-    """The lines of a block text, without the `width` spaces before each; it ends before the first with fewer."""
-    taken, pad = [], " " * width
+def cut_block_lines(lines: list[str], row: int, width: int) -> list[str]:
+    """The lines of a block text without the `width` spaces before each, down to the first that has fewer."""
+    cut, pad = [], " " * width
     for below in range(row, len(lines)):
-        line = lines[below]
-        if line.startswith(pad):
-            taken.append(line[width:])
-        elif not line.strip(" "):
-            taken.append("")
-        elif not line.strip(" \t"):
+        line, rest = lines[below], lines[below].lstrip(" ")
+        if not line.startswith(pad) and rest.startswith("\t"):
             raise yaml_error(Spot(below, line.index("\t")), "a tab in the indentation", "indent with spaces")
-        else:
+        if not line.startswith(pad) and rest:
             break
-    return taken
+        cut.append(line[width:])
+    return cut
 
 
 def parse_block_text(lines: list[str], spot: Spot, indent: int) -> tuple[Spot, Node]:
-    """A literal (|) or folded (>) text; the end of the file counts as the break of its last line."""
+    """A literal (|) or folded (>) text. The end of the file counts as the break of its last line."""
     header = BLOCK_HEADER.match(lines[spot.row], spot.column)
     if not header:
-        raise yaml_error(spot, "text behind a | or >", "begin the text on the next line, or quote it")
-    chomping, digit = header[2].strip("123456789"), header[2].strip("+-")
-    if digit and not indent:    # by the letter of YAML the parent's indentation is -1 here; programs differ
+        raise yaml_error(spot, "text after a | or >", "begin the text on the next line, or quote it")
+    chomping, digit = header[2].strip("123456789"), header[2].strip("-+")
+    if digit and not indent:                 # YAML's letter says one thing, its programs say another
         raise yaml_error(spot, "a width is not supported outside of lists and maps", "leave the digit out")
-    below = spot.row + 1
-    width = indent - 1 + int(digit) if digit else find_block_width(lines, below, indent)
-    taken = take_block_lines(lines, below, width)
-    whole = "".join([line + "\n" for line in taken])
+    width = indent - 1 + int(digit) if digit else find_block_width(lines, spot.row + 1, indent)
+    cut = cut_block_lines(lines, spot.row + 1, width)
+    whole = "".join([line + "\n" for line in cut])
     text = whole.rstrip("\n")
     tail = {"-": "", "": "\n" if text else "", "+": whole[len(text):]}[chomping]
     if header[1] == ">":
         text = BLOCK_FOLDABLE.sub(lambda found: found[1] + (found[2] or " "), text)
-    last = spot.row + len(taken)
+    last = spot.row + len(cut)
     return Spot(last, len(lines[last])), new_node(spot, text + tail, text + tail)
 
 
-def check_depth(spot: Spot, parents: tuple[int, ...]) -> None:
-    """Refuses a list or map within too many others."""
-    if len(parents) > MAX_DEPTH:
-        raise yaml_error(spot, f"more than {MAX_DEPTH} lists and maps within one another", "nest less deeply")
-
-
-def check_key(lines: list[str], key: Node, end: Spot) -> None:
-    """Refuses keys that are more than a short scalar on one line."""
-    spot = Spot(key.line - 1, key.column - 1)
-    if isinstance(key.value, (list, dict)):
-        raise yaml_error(spot, "a list or map as a key is not supported", "quote the key if it is text")
-    if end.row > spot.row:
-        raise yaml_error(spot, "a key over several lines is not supported", "write the key on one line")
-    if end.column - spot.column > MAX_KEY:
-        raise yaml_error(spot, f"a key of more than {MAX_KEY} characters", "shorten it")
-    if key.text == "<<" and lines[spot.row][spot.column] == "<":
-        raise yaml_error(spot, "a merge key is not supported", 'write the keys out, or quote it: "<<"')
-
-
-def add_entry(entries: dict, key: Node, value: Node) -> None:
-    """Puts a value into a map; refuses keys that Python could not hold side by side, such as 1 and true."""
-    if key.value in entries:
-        first = entries[key.value]
-        raise yaml_error(Spot(key.line - 1, key.column - 1), f"a duplicate of the key in line {first.key_line}",
-                         "remove or rename one; quote one where a number meets true or false")
-    entries[key.value] = value._replace(key_line=key.line, key_column=key.column)
-
-
-def skip_in_flow(lines: list[str], spot: Spot, indent: int, *, opener: Spot) -> Spot:
-    """Where the text goes on within the brackets opened at `opener`."""
-    found = skip_blank(lines, spot)
-    if found.column < 0:
-        raise yaml_error(opener, "a bracket that is not closed", "close it")
-    if found.row > spot.row and lines[found.row][:indent].strip(" "):
-        raise yaml_error(found, "a line in brackets that is indented too little", "indent it more than its key")
-    return found
-
-
-def find_flow_colon(lines: list[str], key: Node, end: Spot) -> "Optional[Spot]":
-    """The spot behind the colon that makes a key of what ends at `end`."""
-    is_quoted = lines[key.line - 1][key.column - 1] in "'\""
-    colon = (QUOTED_COLON if is_quoted else FLOW_COLON).match(lines[end.row], end.column)
+def find_flow_colon(lines: list[str], begin: Spot, end: Spot) -> "Optional[Spot]":
+    """The spot after the colon that makes a key of what is from `begin` to `end` within brackets."""
+    pattern = QUOTED_COLON if lines[begin.row][begin.column] in QUOTED else FLOW_COLON
+    colon = pattern.match(lines[end.row], end.column)
     return Spot(end.row, colon.end()) if colon else None
 
 
+def add_flow_entry(node: Node, first: Node, value: Optional[Node]) -> None:
+    """Puts an entry within brackets into its list or map; `value` is None where there is no colon."""
+    if isinstance(node.value, dict):
+        add_entry(node, first, value or Node(None, "", first.line, first.column))
+    elif value:                              # [k: v] is a list with a map of one pair
+        pair = Node({}, "", first.line, first.column)
+        add_entry(pair, first, value)
+        add_entry(node, None, pair)
+    else:
+        add_entry(node, None, first)
+
+
 def skip_comma(lines: list[str], spot: Spot, indent: int, *, opener: Spot) -> Spot:
-    """The next entry, or the bracket that closes: what may follow an entry within the brackets opened at `opener`."""
+    """Where the text goes on after an entry within the brackets at `opener`: at the next entry or the end."""
     at = skip_in_flow(lines, spot, indent, opener=opener)
+    if lines[at.row][at.column] == ",":
+        return skip_in_flow(lines, at.after(1), indent, opener=opener)
     closer = BRACKETS[lines[opener.row][opener.column]]
-    found = lines[at.row][at.column]
-    if found == ",":
-        return skip_in_flow(lines, Spot(at.row, at.column + 1), indent, opener=opener)
-    if found != closer:
-        raise yaml_error(at, f"a comma or {closer} is missing before {found}",
-                         "put it in; quote a text that has brackets, commas, quotes or `: `; keep key and colon together")
+    if lines[at.row][at.column] != closer:
+        raise yaml_error(at, f"neither a comma nor {closer} after a value within brackets",
+                         "put one in, or quote the text; key and colon go on one line, with a space after")
     return at
 
 
-def add_flow_entry(node: Node, first: Node, value: Optional[Node]) -> None:
-    """Puts an entry into a list or map; the `value` is None where no colon stands behind the `first` part."""
-    if isinstance(node.value, dict):
-        add_entry(node.value, first, value or Node(None, "", first.line, first.column))
-    elif value is None:
-        node.value.append(first)
-    else:
-        pair: dict = {}
-        add_entry(pair, first, value)
-        node.value.append(Node(pair, "", first.line, first.column))
-
-
 def parse_flow(lines: list[str], spot: Spot, parents: tuple[int, ...]) -> tuple[Spot, Node]:
-    """What stands in brackets: a scalar, or brackets in turn. `parents` as in parse_block."""
+    """A value in or with brackets: they themselves, a scalar, or nothing. `parents` as in parse_block."""
     opener, indent = lines[spot.row][spot.column], parents[-1] + 1
+    if opener in ",]}":
+        return spot, new_node(spot, None)
     if opener not in BRACKETS:
-        return parse_scalar(lines, spot, indent, IN_FLOW)
-    check_depth(spot, parents)
-    node, inside = new_node(spot, [] if opener == "[" else {}), parents + parents[-1:]
-    at = skip_in_flow(lines, Spot(spot.row, spot.column + 1), indent, opener=spot)
+        return parse_scalar(lines, spot, indent, style=IN_FLOW)
+    node, inside = open_node(spot, {} if opener == "{" else [], parents), parents + parents[-1:]
+    at = skip_in_flow(lines, spot.after(1), indent, opener=spot)
     while lines[at.row][at.column] != BRACKETS[opener]:
-        at, first = parse_flow(lines, at, inside)
-        colon, value = find_flow_colon(lines, first, at), None
+        begin, value = at, None
+        at, first = parse_flow(lines, begin, inside)
+        if at == begin:
+            raise yaml_error(at, f"no value before {lines[at.row][at.column]}", "remove one of them")
+        colon = find_flow_colon(lines, begin, at)
         if colon or opener == "{":
-            check_key(lines, first, at)
+            check_key(lines, first, at if colon else begin)
         if colon:
-            at = skip_in_flow(lines, colon, indent, opener=spot)
-            is_empty = lines[at.row][at.column] in ",]}"
-            at, value = (at, new_node(at, None)) if is_empty else parse_flow(lines, at, inside)
+            at, value = parse_flow(lines, skip_in_flow(lines, colon, indent, opener=spot), inside)
         add_flow_entry(node, first, value)
         at = skip_comma(lines, at, indent, opener=spot)
-    return Spot(at.row, at.column + 1), node
+    return at.after(1), node
 
 
 def parse_leaf(lines: list[str], spot: Spot, parents: tuple[int, ...]) -> tuple[Spot, Node]:
-    """A value in a block that is not itself a list or map of the block. `parents` as in parse_block."""
+    """A value outside of brackets: a block text, brackets or a scalar. `parents` as in parse_block."""
     first = lines[spot.row][spot.column]
     if first in "|>":
         return parse_block_text(lines, spot, parents[-1] + 1)
     if first in BRACKETS:
         return parse_flow(lines, spot, parents)
-    return parse_scalar(lines, spot, parents[-1] + 1, IN_BLOCK)
+    return parse_scalar(lines, spot, parents[-1] + 1, style=IN_BLOCK)
 
 
 def parse_key(lines: list[str], spot: Spot, parents: tuple[int, ...]) -> tuple[Spot, Node]:
-    """The key of an entry of a block, with its colon. `parents` as in parse_block."""
+    """The key of an entry outside of brackets, and the spot after its colon. `parents` as in parse_block."""
     end, key = parse_leaf(lines, spot, parents)
     colon = COLON.match(lines[end.row], end.column)
     if not colon:
-        raise yaml_error(spot, "a key and a colon are expected here", "write `key: value`, with a space")
+        raise yaml_error(spot, "neither a key with a colon nor a part of what is above it",
+                         "write `key: value`, with a space after the colon; indent further lines of a text")
     check_key(lines, key, end)
     return Spot(end.row, colon.end()), key
-
-
-def add_block_entry(node: Node, key: Optional[Node], value: Node) -> None:
-    """Puts an entry into a list, or with its key into a map."""
-    if key is None:
-        node.value.append(value)
-    else:
-        add_entry(node.value, key, value)
 
 
 def is_dash(lines: list[str], spot: Spot) -> bool:
@@ -1033,76 +1019,65 @@ def is_dash(lines: list[str], spot: Spot) -> bool:
     return bool(DASH.match(lines[spot.row], spot.column))
 
 
-def is_value_below(lines: list[str], spot: Spot, column: int, key: Optional[Node]) -> bool:
-    """Whether what stands at `spot` is the value of the entry at `column`, not what follows an empty one."""
-    if spot.column == column:               # a list may stand right below its key
-        return key is not None and is_dash(lines, spot)
-    return spot.column > column
-
-
-def check_dedent(spot: Spot, column: int, parents: tuple[int, ...]) -> None:
-    """Refuses what follows the entries of a list or map at `column` without being one of them."""
-    if spot.column > column:
-        raise yaml_error(spot, f"indented by {spot.column}, but the entries above it by {column}", "align it")
-    if spot.column == column != parents[-1]:
-        raise yaml_error(spot, "a dash among keys, or a key among dashes", "indent one of them more")
-
-
 def parse_block(lines: list[str], spot: Spot, parents: tuple[int, ...]) -> tuple[Spot, Node]:
-    """The value at `spot`, and where the text goes on behind it. `parents` are the columns of the lists and maps
-    it is in, the outermost first."""
-    is_list, inside = is_dash(lines, spot), parents + (spot.column,)
+    """A value outside of brackets, and the spot where the text goes on after it.
+
+    `parents` are the columns of the lists and maps around it, outermost first, -1 for the document itself.
+    """
+    is_list, column, inside = is_dash(lines, spot), spot.column, parents + (spot.column,)
     if not is_list:
         at, leaf = parse_leaf(lines, spot, parents)
         if not COLON.match(lines[at.row], at.column):
-            return end_of_value(lines, at), leaf
-    check_depth(spot, parents)
-    node, at = new_node(spot, [] if is_list else {}), spot
-    while at.column == spot.column and is_dash(lines, at) == is_list:
-        end, key = (Spot(at.row, at.column + 1), None) if is_list else parse_key(lines, at, inside)
-        at = skip_to_block(lines, end)
+            return skip_after_value(lines, at), leaf
+    node, at = open_node(spot, [] if is_list else {}, parents), spot
+    while at.column == column and is_dash(lines, at) == is_list:
+        end, key = (at.after(1), None) if is_list else parse_key(lines, at, inside)
+        at, value = skip_in_block(lines, end), new_node(end, None)
+        is_list_below = key and at.column == column and is_dash(lines, at)   # it need not be indented
         if at.row == end.row and (key or "\t" in lines[at.row][end.column:at.column]):
             at, value = parse_leaf(lines, at, inside)
-            at = end_of_value(lines, at)
-        elif is_value_below(lines, at, spot.column, key):
+            at = skip_after_value(lines, at)
+        elif at.column > column or is_list_below:
             at, value = parse_block(lines, at, inside)
-        else:
-            value = new_node(end, None)
-        add_block_entry(node, key, value)
-    check_dedent(at, spot.column, parents)
+        add_entry(node, key, value)
+    if at.column > column:
+        raise yaml_error(at, f"indented by {at.column}, but what is above it by {column}", "align it")
+    if at.column == column != parents[-1]:
+        raise yaml_error(at, "a key among dashes, or a dash among keys", "indent what is part of another")
     return at, node
 
 
 def cut_document(lines: list[str]) -> tuple[list[str], Spot]:
     """The lines down to the end of the one document, and where it begins."""
-    first, begin = skip_blank(lines, Spot(0, 0)), Spot(0, 0)
-    if first.column == 0 and lines[first.row][0] == "%":
-        raise yaml_error(first, "a directive is not supported", "remove the line")
-    if first.column == 0 and MARK.match(lines[first.row]) and lines[first.row][0] == "-":
-        begin = Spot(first.row, 3)
+    at, begin = skip_blank(lines, Spot(0, 0)), Spot(0, 0)
+    if at.column == 0 and lines[at.row][0] == "%":
+        raise yaml_error(at, "a directive is not supported", "remove it, or quote text that begins with %")
+    if at.column == 0 and lines[at.row][0] == "-" and MARK.match(lines[at.row]):
+        begin = Spot(at.row, 3)
     # A mark ends the document wherever it begins a line, even within quotes.
-    end = next((row for row in range(begin.row + bool(begin.column), len(lines)) if MARK.match(lines[row])), len(lines))
+    first = begin.row + (begin.column > 0)
+    end = next((row for row in range(first, len(lines)) if MARK.match(lines[row])), len(lines))
     at = Spot(end, 0 if end < len(lines) else -1)
     while at.column >= 0:
-        if at.column > 0 or not MARK.match(lines[at.row]) or lines[at.row][0] != ".":
-            raise yaml_error(at, "text behind the end of the document, or a second document", "keep one document")
+        if at.column > 0 or lines[at.row][0] != "." or not MARK.match(lines[at.row]):
+            raise yaml_error(at, "text after the end of the document", "keep one document")
         at = skip_blank(lines, Spot(at.row, 3))
     return lines[:end], begin
 
 
 def parse_yaml(text: str) -> Node:
-    """The value of a text with one YAML document (null when it is empty), or Unusable with line and column."""
+    """The value of a text that is one YAML document (null when empty), or Unusable with line and column."""
     lines, begin = cut_document(split_yaml_lines(text))
-    at = skip_to_block(lines, begin)
+    at = skip_in_block(lines, begin)
     if at.column < 0:
         return new_node(Spot(0, 0), None)
-    if at.row == begin.row and begin.column:    # behind --- only a scalar or brackets may begin
-        at, node = parse_leaf(lines, at, (-1,))
-        at = end_of_value(lines, at)
+    if at.row == begin.row and begin.column > 0:     # on the line of --- no list or map may begin
+        end, node = parse_leaf(lines, at, (-1,))
+        at = skip_after_value(lines, end)
     else:
         at, node = parse_block(lines, at, (-1,))
     if at.column >= 0:
-        raise yaml_error(at, "text behind the end of the value", "indent it like the first line, or quote it all")
+        raise yaml_error(at, "text after the end of the value", "align it with the first line, or quote all")
     return node
 
 
@@ -1263,7 +1238,7 @@ def read_profile(name: object, node: Node) -> Profile:
         "headless":  lambda value: read_bool(value, "headless"),
     }
     fields = {key: read[key](value) for key, value in entries.items() if key != "command"}
-    agent = fields.pop("interface", AGENTS["generic"])
+    agent = fields.pop("interface", GENERIC)
     profile = Profile(name, os.path.expanduser(command), agent, **fields)
     if profile.prompt == "prompt-file-arg" and not any("{prompt_file}" in arg for arg in profile.args):
         raise refuse_node(node, "%s has no `{prompt_file}` in its args" % what, "add it, or use `prompt: argument`")
@@ -2367,22 +2342,34 @@ def prompt_words(profile: Profile) -> str:
     return "".join(' "$PROMPT"' if word == "{prompt}" else " " + shlex.quote(word) for word in profile.agent.start.prompt)
 
 
-def run_prompt(run: Run, prompt: str) -> str:
+def is_command(prompt: str, start: Start) -> bool:
+    """Whether an agent would take a prompt for a command of its own."""
+    return prompt.lstrip()[:1] in tuple(start.commands)
+
+
+def run_prompt(run: Run, prompt: str, start: Start) -> str:
     """The prompt of a task as it is sent: with the instructions for done.md."""
-    return DONE_FILE_PROMPT.replace("{folder}", run.folder).replace("{prompt}", prompt.rstrip("\n"), 1)
+    lead = start.lead if is_command(prompt, start) else ""
+    return lead + DONE_FILE_PROMPT.replace("{folder}", run.folder).replace("{prompt}", prompt.rstrip("\n"), 1)
+
+
+def goes_by_file(text: str, start: Start) -> bool:
+    """Whether a prompt cannot be an argument: too long for one, or a command whatever stands before it."""
+    too_long = len(text.encode("utf-8", "surrogateescape")) > ARGUMENT_LIMIT_BYTES
+    return too_long or is_command(text, start) and not start.lead
 
 
 def render_launcher(run: Run, launch: Launch, receives_env: bool) -> str:
     """The launcher's text. It holds names of variables, never a value: a value may be a secret."""
     profile = launch.profile
-    is_long = len(run_prompt(run, launch.prompt).encode("utf-8", "surrogateescape")) > ARGUMENT_LIMIT_BYTES
+    by_file = goes_by_file(run_prompt(run, launch.prompt, profile.agent.start), profile.agent.start)
     command = [launch.program, *agent_args(profile, launch.workspace, run.folder)]
     return LAUNCHER.format(
         id=run.id, profile=profile.name, agent=profile.agent.name, folder=shlex.quote(run.folder),
         dropped=" ".join(DROPPED_VARIABLES), workspace=shlex.quote(launch.workspace),
         receive='[ -p "$run/env" ] && eval "$(cat "$run/env")"\n' if receives_env else "",
         needed="".join(': "${%s?is set by the profile}"\n' % name for name, _ in profile.env),
-        prompt=shlex.quote(POINTER_PROMPT.format(folder=run.folder)) if is_long else '$(cat "$run/prompt.md")',
+        prompt=shlex.quote(POINTER_PROMPT.format(folder=run.folder)) if by_file else '$(cat "$run/prompt.md")',
         command=" ".join(map(shlex.quote, command)) + prompt_words(profile))
 
 
@@ -2768,7 +2755,7 @@ def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = Non
         "stall_s": request.stall_s, "tmux": version, "started_at": time.time(), "caller": process_fact(read_process(os.getpid())),
         "record_home": record_home(request.profile.agent, launch.env)})
     try:
-        write_file(run.path("prompt.md"), run_prompt(run, request.prompt))
+        write_file(run.path("prompt.md"), run_prompt(run, request.prompt, request.profile.agent.start))
         write_turn(run, {"prompt": request.prompt, "outcome": None})
         place, facts = open_place(run, launch, request.place, base, echo)
         argv = [launch.program, *agent_args(request.profile, request.workspace, run.folder)]
@@ -3024,9 +3011,9 @@ def collect_runs(state: str, tell: Tell) -> None:
 LAST_LINES = 12   # of a screen that is shown with a failure
 
 
-def watch_command(facts: dict[str, Any]) -> str:
-    """How to look at a worker, from any terminal of the same user, also from inside tmux."""
-    return "tmux -S %s attach -r -t %s" % (shlex.quote(facts["socket"]), shlex.quote(facts["pane"]))
+def watch_command(facts: dict[str, Any], how: str = "-r ") -> str:
+    """How to look at a worker, from any terminal of the same user, also from inside tmux; "" to type as well."""
+    return "tmux -S %s attach %s-t %s" % (shlex.quote(facts["socket"]), how, shlex.quote(facts["pane"]))
 
 
 def started_line(run: Run) -> str:
@@ -3049,7 +3036,8 @@ def ending_lines(run: Run, ending: Ending) -> list[str]:
         return [head + ("; " + ending.what if ending.what else "")]
     if ending.outcome == "running":
         return ["%s: %s" % (head, ending.what), "  try: %s" % ending.fix]
-    fix = "%s: %s" % (ending.fix, watch_command(run.facts) if ending.outcome in OPEN_OUTCOMES else run.path("screen.txt"))
+    where = watch_command(run.facts, "") if ending.outcome in OPEN_OUTCOMES else run.path("screen.txt")
+    fix = "%s: %s" % (ending.fix, where)
     return ["%s: %s" % (head, ending.what), *last_lines(read_file(run.path("screen.txt")) or ""), "  try: %s" % fix]
 
 
@@ -3423,8 +3411,9 @@ HELP = """selftalk %s: hand a prompt to another coding agent and get its answer 
 def help_text() -> str:
     """What --help prints."""
     verbs = "\n".join("  %-10s %s" % (name, verb.help) for name, verb in COMMANDS.items())
-    codes = ["%d %s" % (code, outcome) for outcome, (code, _) in OUTCOMES.items()] + ["2 usage", "3 missing", "130 interrupted"]
-    ordered = sorted(codes, key=lambda words: int(words.split()[0]))
+    codes = [(code, outcome) for outcome, (code, _) in OUTCOMES.items()] + [(130, "interrupted")]
+    codes += [(failure.code, failure.word) for failure in FAILURES if failure is not Failure]
+    ordered = ["%d %s" % pair for pair in sorted(codes)]
     return HELP % (VERSION, verbs, "\n".join("  " + " · ".join(ordered[at:at + 7]) for at in range(0, len(ordered), 7)))
 
 

@@ -58,9 +58,17 @@ def test_a_prompt_too_long_for_an_argument_is_given_as_a_file():
 
 def test_a_prompt_keeps_its_words_and_gets_instructions():
     given = "fix {folder} and {prompt}\n\n"
-    text = run_prompt(RUN, given)
+    text = run_prompt(RUN, given, AGENTS["generic"].start)
     assert text.startswith("fix {folder} and {prompt}\n\n---\n")
     assert "\n%s/done.md.tmp\n" % RUN.folder in text and "\n%s/done.md\n" % RUN.folder in text
+
+
+def test_a_prompt_that_an_agent_would_take_for_a_command_is_given_as_text():
+    assert run_prompt(RUN, "!echo hi", AGENTS["codex"].start).startswith(" !echo hi\n")
+    assert run_prompt(RUN, "-rf x", AGENTS["opencode"].start).startswith(" -rf x\n")
+    assert run_prompt(RUN, "-rf x", AGENTS["generic"].start).startswith("-rf x\n")
+    assert "Read the file" in launcher("claude", prompt="/init") and "Read the file" in launcher("claude", prompt=" /init")
+    assert "Read the file" not in launcher("claude", prompt="see /init")
 
 
 def test_the_rows_own_args_are_left_out_when_the_profile_decides_itself():

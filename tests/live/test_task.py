@@ -140,6 +140,18 @@ def test_background_children_of_a_tool_do_not_survive(caller, server):
     assert (status, result["answer"]) == (0, "done"), result   # the fixture looks for what is left
 
 
+@pytest.mark.parametrize("prompt", ["/init", "!echo hi", "-rf x", "@nobody"])
+def test_a_prompt_that_looks_like_a_command_is_a_prompt(prompt, agent_env, home_root, server):
+    server.every_prompt([Answer("read")])
+    for agent in ("claude", "codex"):
+        caller = Caller(agent, agent_env(agent), home_root / ("work-" + agent))
+        status, result = caller.task(prompt)
+        assert (status, result["answer"]) == (0, "read"), result
+        sent = (Path(result["folder"]) / "prompt.md").read_text()
+        assert server.prompts[-1].text.strip() in (sent.strip(), "Read the file %s/prompt.md and do exactly what it says."
+                                                   % result["folder"])
+
+
 def test_a_prompt_beyond_the_limit_of_an_argument_goes_by_file(caller, server):
     server.every_prompt([Answer("read")])
     prompt = "word " * 40_000

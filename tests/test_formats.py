@@ -1,0 +1,83 @@
+"""What agents write down about themselves: recorded samples, whose file name says how the turn stands."""
+import json
+import pathlib
+
+import pytest
+
+import selftalk
+from selftalk import FORMATS, Said, fold_record
+
+SAMPLES = sorted((pathlib.Path(__file__).parent / "formats").glob("*/*.jsonl"))
+STATES = {"answered": "ready", "busy": "busy", "failed": "failed", "interrupted": "failed", "limited": "limited", "login": "login"}
+assert SAMPLES, "no samples below tests/formats"
+
+
+def name_of(path):
+    return "%s/%s" % (path.parent.name, path.stem)
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=name_of)
+def test_a_sample_is_understood_as_its_name_says(path):
+    said = fold_record(Said(), path.read_text(encoding="utf-8"), path.parent.name)
+    assert said.state == STATES[path.stem.split("-")[0]]
+    assert said.state != "ready" or said.text
+    assert said.state not in ("failed", "limited", "login") or said.error
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=name_of)
+def test_a_sample_gives_what_lies_beside_it(path):
+    expected = path.with_suffix(".expected.json")
+    if not expected.exists():
+        pytest.skip("%s is not there yet" % expected.name)
+    said = fold_record(Said(), path.read_text(encoding="utf-8"), path.parent.name)
+    assert json.loads(json.dumps(said._asdict())) == json.loads(expected.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=name_of)
+def test_a_record_that_grows_line_by_line_is_understood_the_same(path):
+    text, said = path.read_text(encoding="utf-8"), Said()
+    for line in text.splitlines(keepends=True):
+        said = fold_record(said, line, path.parent.name)
+    assert said == fold_record(Said(), text, path.parent.name)
+
+
+def test_every_format_has_a_sample_and_every_sample_a_format():
+    assert {path.parent.name for path in SAMPLES} == set(FORMATS)
+
+
+def shapes_of(value):
+    """`value` with each of its parts replaced, one at a time, by things of other kinds."""
+    yield from (None, 3, "text", [], {}, [3], True)
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in items:
+        for other in shapes_of(part):
+            changed = dict(value) if isinstance(value, dict) else list(value)
+            changed[key] = other
+            yield changed
+
+
+@pytest.mark.parametrize("format", sorted(FORMATS))
+def test_a_record_of_another_shape_is_no_bug(format):
+    lines = {line for path in SAMPLES if path.parent.name == format for line in path.read_text(encoding="utf-8").splitlines()}
+    for line in sorted(lines, key=len)[:40]:
+        for changed in shapes_of(json.loads(line)):
+            said = fold_record(Said("busy"), json.dumps(changed), format)
+            assert said.state in selftalk.STATES and isinstance(said.text, str) and isinstance(said.error, str), changed
+
+
+@pytest.mark.parametrize("line", ["", "{", "null", "3", '"text"', "[1]", "[" * 100_000, '{"a": ' * 100_000, "\ufffd", '{"type": "user"}x', "9" * 5000])
+@pytest.mark.parametrize("format", sorted(FORMATS))
+def test_what_is_no_object_is_passed_over(format, line):
+    assert fold_record(Said("busy", "kept"), line, format) == Said("busy", "kept")
+
+
+@pytest.mark.parametrize("blocks, text", [("plain", "plain"), ([], ""), (None, ""), ({}, ""), ([{"type": "text", "text": "a"}, 3, {"type": "other"},
+                                          {"type": "text", "text": "b"}, {"type": "text"}], "a\nb\n")])
+def test_texts_are_joined_from_blocks_of_their_kind(blocks, text):
+    assert selftalk.join_texts(blocks, "text") == text
+
+
+@pytest.mark.parametrize("usage, counts", [(None, None), ({}, None), ({"a": 1}, None), ({"in": 3, "out": "x"}, {"input": 3}),
+                                           ({"in": 3, "out": 4}, {"input": 3, "output": 4})])
+def test_tokens_are_counted_by_our_names_as_far_as_the_agent_tells(usage, counts):
+    assert selftalk.count_tokens(usage, {"in": "input", "out": "output"}) == counts

@@ -1,0 +1,293 @@
+"""Room 5, and the screen rules of room 2: what real screens show is what `judge_screen` says, and prose fools nobody."""
+import pathlib
+import re
+import time
+
+import pytest
+
+from selftalk import (AGENTS, Rule, Screen, Verdict, cut_region, find_options, judge_screen, plan_keys)
+
+SCREENS = pathlib.Path(__file__).resolve().parent / "screens"
+FILES = sorted(SCREENS.glob("*/*/*/*.txt"))
+CAPTURES = [path for path in FILES if path.parent.name != "prose"]
+PROSE = [path for path in FILES if path.parent.name == "prose"]
+STATES = ("ready", "busy", "asks", "limited", "failed", "login", "unknown")
+AGENTS_SEEN = sorted({path.parts[-4] for path in FILES})
+SETTLED = ("ready", "limited", "failed")       # what would end a turn: never to be said of half a screen
+LOWER_EDGE = {                                 # the last row of the input, the footer follows
+    "claude": r"^─{20,}$", "codex": r"^› ", "gemini": r"^ [*>!] ", "opencode": r"^ +╹▀{20,}",
+}
+
+
+def read_capture(path):
+    """A recorded screen: FILE.txt, and the title in FILE.info where one matters."""
+    info = path.with_suffix(".info")
+    titles = re.findall(r"^title=\[(.*)\]$", info.read_text(encoding="utf-8"), re.MULTILINE) if info.exists() else []
+    return Screen(path.read_text(encoding="utf-8"), titles[0] if titles else "")
+
+
+def judge(agent, screen, rules=None):
+    pane = AGENTS[agent].pane
+    return judge_screen(screen, pane.rules if rules is None else rules, pane.marks)
+
+
+def judge_capture(path, rules=None):
+    return judge(path.parts[-4], read_capture(path), rules)
+
+
+def name_of(path):
+    return "/".join(path.parts[-4:])
+
+
+def captures_of(agent, state="*"):
+    return [path for path in CAPTURES if path.parts[-4] == agent and state in ("*", path.parts[-2])]
+
+
+def cuts_of(text, edge):
+    """The same screen half drawn: its upper parts, and all of it but the footer."""
+    rows = text.rstrip().split("\n")
+    filled = [number for number, row in enumerate(rows) if row.strip()]
+    ends = {filled[len(filled) * part // 12] for part in (3, 4, 6, 8, 9)} | {filled[-lost] for lost in (3, 4, 5, 6) if lost < len(filled)}
+    edges = [number + 1 for number, row in enumerate(rows) if re.search(edge, row)]
+    return ["\n".join(rows[:end]) for end in sorted(ends | set(edges[-1:])) if end < len(rows)]
+
+
+RULES = [pytest.param(agent, rule, id="%s-%s" % (agent, rule.name))
+         for agent in AGENTS_SEEN for rule in AGENTS[agent].pane.rules]
+BUSY = [param for param in RULES if param.values[1].state == "busy"]
+
+
+# --- regions and the first match ------------------------------------------------------------------------------------
+MARKS = {"line": r"^-{3,}$"}
+DRAWN = Screen("one\n---\ntwo\n\n---\nthree   \n\nfour\n\n", "a title")
+
+
+@pytest.mark.parametrize("region, expected", (
+    ("title",      "a title"),
+    ("screen",     "one\n---\ntwo\n\n---\nthree\n\nfour\n\n"),
+    ("bottom:1",   "four"),
+    ("bottom:3",   "---\nthree\nfour"),
+    ("bottom:99",  "one\n---\ntwo\n---\nthree\nfour"),
+    ("below:line", "three\n\nfour\n\n"),
+    ("at:line",    "---\nthree\n\nfour\n\n"),
+))
+def test_a_region_is_a_part_of_the_screen(region, expected):
+    assert cut_region(DRAWN, region, MARKS).rstrip("\n") == expected.rstrip("\n")
+
+
+def test_without_the_mark_below_is_everything_and_at_is_nothing():
+    screen = Screen("one\ntwo")
+    assert cut_region(screen, "below:line", MARKS) == "one\ntwo"
+    assert cut_region(screen, "at:line", MARKS) == ""
+
+
+def test_a_line_separator_in_prose_begins_no_row():
+    prose = "said:\u2028---\u2028three\x85---\x0cfour"
+    assert cut_region(Screen(prose), "at:line", MARKS) == ""
+    assert cut_region(Screen(prose), "bottom:1", MARKS) == prose
+
+
+def test_the_first_rule_that_matches_wins_and_names_itself():
+    rules = (Rule("a", "asks", "screen", (r"^nowhere",)), Rule("b", "busy", "screen", (r"^tw\w", r"^one")),
+             Rule("c", "ready", "screen", (r"one",)))
+    assert judge_screen(DRAWN, rules, MARKS) == Verdict("busy", "b", "screen", "two")
+
+
+def test_a_veto_silences_a_rule_only_within_its_region():
+    rule = Rule("a", "ready", "below:line", (r"four",), unless=(r"one",))
+    assert judge_screen(DRAWN, (rule,), MARKS).state == "ready"
+    assert judge_screen(DRAWN, (rule._replace(region="screen"),), MARKS).state == "unknown"
+
+
+@pytest.mark.parametrize("agent", AGENTS_SEEN)
+@pytest.mark.parametrize("text", ("", "\n\n\n", "$ ", "user@host:~$ claude\n", "❯\xa0", "› Ask Codex to do anything",
+                                  " *   Type your message or @path/to/file", "  ┃  Ask anything…"))
+def test_what_no_rule_knows_is_unknown_and_never_ready(agent, text):
+    assert judge(agent, Screen(text)).state == "unknown"
+
+
+@pytest.mark.parametrize("agent", AGENTS_SEEN)
+@pytest.mark.parametrize("row", (" " * 200, "─" * 200, "  ┃" + " " * 197, "  x · " * 33, "│ " * 100, "❯ " + "x " * 99, "     ▣  B · M" + " " * 180,
+                                 "● API Error: " * 15, "• Working (1s " * 14, "  ╹" + "▀" * 197, "1m " * 66))
+def test_judging_takes_no_time_whatever_the_screen_shows(agent, row):
+    """A regex that can match in many ways stalls a run; 50 rows of the same text are its worst case."""
+    begin = time.perf_counter()
+    judge(agent, Screen("\n".join([row] * 50), row))
+    judge(agent, Screen("\n\n".join([row, "  ┃  " + row[:190]] * 12), row))
+    assert time.perf_counter() - begin < 1.0
+
+
+# --- the tables -----------------------------------------------------------------------------------------------------
+def test_there_are_captures_and_prose_of_every_agent():
+    assert CAPTURES and PROSE
+    assert set(AGENTS_SEEN) >= {"claude", "codex", "gemini", "opencode"}
+    assert {path.parts[-4] for path in PROSE} == {path.parts[-4] for path in CAPTURES} <= set(AGENTS)
+    assert {path.parts[-2] for path in CAPTURES} == set(STATES)
+
+
+@pytest.mark.parametrize("agent, rule", RULES)
+def test_a_rule_compiles_and_its_region_and_state_exist(agent, rule):
+    kind, _, operand = rule.region.partition(":")
+    assert kind in ("title", "screen", "bottom", "below", "at")
+    assert operand.isdigit() if kind == "bottom" else operand in AGENTS[agent].pane.marks or not operand
+    assert rule.state in STATES and rule.state != "unknown"
+    assert rule.needs and rule.seen
+    for regex in rule.needs + rule.unless + tuple(AGENTS[agent].pane.marks.values()):
+        re.compile(regex)
+
+
+@pytest.mark.parametrize("agent", AGENTS_SEEN)
+def test_rules_have_names_of_their_own_and_marks_are_used(agent):
+    pane = AGENTS[agent].pane
+    names = [rule.name for rule in pane.rules]
+    assert len(set(names)) == len(names)
+    assert {rule.region.partition(":")[2] for rule in pane.rules if rule.region[:3] in ("at:", "bel")} == set(pane.marks)
+
+
+@pytest.mark.parametrize("agent, rule", RULES)
+def test_every_rule_fires_on_a_capture(agent, rule):
+    assert any(judge_capture(path).rule == rule.name or judge_capture(path, (rule,)).state == path.parts[-2]
+               for path in captures_of(agent)), "no capture shows what this rule is for"
+
+
+@pytest.mark.parametrize("agent", AGENTS_SEEN)
+def test_an_agent_has_captures_of_every_state_it_claims(agent):
+    claimed = {rule.state for rule in AGENTS[agent].pane.rules}
+    assert claimed >= {"ready", "busy", "asks", "limited", "failed", "login"}
+    assert claimed <= {path.parts[-2] for path in captures_of(agent)}
+
+
+@pytest.mark.parametrize("agent", AGENTS_SEEN)
+@pytest.mark.parametrize("state", ("ready", "busy", "asks", "limited"))
+def test_an_agent_has_captures_in_a_wide_and_a_small_window(agent, state):
+    names = [path.stem for path in captures_of(agent, state)]
+    for size in ("200x50", "80x24"):
+        assert any(name.endswith(size) for name in names), "no %s capture" % size
+
+
+# --- what screens show ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("path", CAPTURES, ids=name_of)
+def test_a_capture_gives_the_verdict_of_its_folder(path):
+    verdict = judge_capture(path)
+    assert verdict.state == path.parts[-2], "rule %r matched %r" % (verdict.rule, verdict.text)
+
+
+@pytest.mark.parametrize("path", PROSE, ids=name_of)
+def test_prose_never_fools(path):
+    verdict = judge_capture(path)
+    assert verdict.state == path.stem.split("-")[0], "rule %r matched %r" % (verdict.rule, verdict.text)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_half_drawn_screen_is_never_ready_limited_or_failed(path):
+    screen = read_capture(path)
+    for text in cuts_of(screen.text, LOWER_EDGE[path.parts[-4]]):
+        verdict = judge(path.parts[-4], Screen(text, screen.title))
+        assert verdict.state not in SETTLED, "rule %r of the first %d rows" % (verdict.rule, text.count("\n") + 1)
+
+
+@pytest.mark.parametrize("agent, rule", BUSY)
+def test_each_busy_sign_is_enough_when_the_others_are_gone(agent, rule):
+    others_gone = tuple(other for other in AGENTS[agent].pane.rules if other is rule or other.state != "busy")
+    fired = [path for path in captures_of(agent, "busy") if judge_capture(path, others_gone).rule == rule.name]
+    assert fired, "no busy capture is known by this sign"
+
+
+THINKING = [path for path in CAPTURES if path.parts[-2] == "busy" and "thinking" in path.stem]
+
+
+@pytest.mark.parametrize("path", THINKING, ids=name_of)
+def test_a_thinking_agent_shows_two_signs_that_do_not_hang_together(path):
+    """Two busy rules match different texts of one screen, so when the next version changes one, the other is left."""
+    rules = [rule for rule in AGENTS[path.parts[-4]].pane.rules if rule.state == "busy"]
+    assert len({judge_capture(path, (rule,)).text for rule in rules} - {""}) > 1
+
+
+def test_every_version_has_a_thinking_capture():
+    assert {path.parts[-4:-2] for path in THINKING} == {path.parts[-4:-2] for path in CAPTURES}
+
+
+@pytest.mark.parametrize("agent", AGENTS_SEEN)
+def test_without_its_busy_rules_no_busy_screen_would_be_called_limited_or_failed(agent):
+    """An old error, or half a retry, must not speak while a turn runs, even if every busy sign should change."""
+    deaf = tuple(rule for rule in AGENTS[agent].pane.rules if rule.state != "busy")
+    for path in captures_of(agent, "busy"):
+        assert judge_capture(path, deaf).state in ("ready", "unknown"), name_of(path)
+
+
+def test_codex_that_streams_its_answer_is_known_by_the_title_only():
+    path = SCREENS / "codex" / "0.169.0" / "busy" / "busy-streaming-200x50.txt"
+    assert judge_capture(path).rule == "busy-title"
+    assert judge("codex", read_capture(path)._replace(title="demo")).state == "ready"
+
+
+@pytest.mark.parametrize("version", ("2.1.197", "2.1.329"))
+def test_a_prompt_in_the_box_changes_no_verdict(version):
+    """What waits in the input box is ours: it may quote anything."""
+    for path in captures_of("claude", "ready"):
+        if path.parts[-3] == version and re.search(r"^❯\xa0$", read_capture(path).text, re.MULTILINE):
+            text = read_capture(path).text.replace("❯\xa0\n", "❯\xa0is it esc to interrupt?\n  ⎿ \xa0You've hit your limit · resets\n")
+            assert judge("claude", Screen(text, read_capture(path).title)).state == "ready", name_of(path)
+
+
+# --- options of a dialog --------------------------------------------------------------------------------------------
+ANSWERED = (
+    # capture                                              choose                    keys
+    ("claude/2.1.197/asks/onboarding-next-200x50",         r"^Yes, I trust",         ("Enter",)),
+    ("claude/2.1.329/asks/trust-200x50",                   r"^Yes, I trust",         ("Down", "Enter")),
+    ("claude/2.1.329/asks/trust-80x24",                    r"^Yes, I trust",         ("Down", "Enter")),
+    ("claude/2.1.197/asks/bypass-warning-200x50",          r"^Yes, I accept$",       ("Down", "Enter")),
+    ("claude/2.1.329/asks/bypass-warning-80x24",           r"^Yes, I accept$",       ("Down", "Enter")),
+    ("claude/2.1.197/asks/onboarding-apikey-200x50",       r"^Yes$",                 ("Up", "Enter")),
+    ("claude/2.1.329/asks/api-key-80x24",                  r"^Yes$",                 ("Up", "Enter")),
+    ("claude/2.1.197/asks/onboarding-theme-200x50",        r"^Light mode$",          ("Down", "Enter")),
+    ("claude/2.1.329/asks/theme-80x24",                    r"^Light mode$",          ("Down", "Down", "Enter")),
+    ("claude/2.1.329/asks/question-200x50",                r"^Chat about this$",     ("Down", "Down", "Down", "Enter")),
+    ("claude/2.1.329/asks/permission-80x24",               r"^No$",                  ("Down", "Down", "Down", "Enter")),
+    ("codex/0.169.0/asks/trust-80x24",                     r"^Trust and continue$",  ("Enter",)),
+    ("codex/0.169.0/asks/update-80x24",                    r"^Skip$",                ("Down", "Enter")),
+    ("codex/0.169.0/asks/hooks-80x24",                     r"^Continue without",     ("Down", "Down", "Enter")),
+    ("codex/0.169.0/asks/permission-80x24",                r"^No, and tell",         ("Down", "Down", "Enter")),
+    ("gemini/0.61.0/asks/firstrun-nokey-200x50",           r"^Trust folder\b",       ("Enter",)),
+    ("gemini/0.61.0/asks/trust-80x24",                     r"^Don't trust$",         ("Down", "Down", "Enter")),
+    ("gemini/0.61.0/limited/x-caq2-after-200x50",          r"^Stop$",                ("Down", "Down", "Enter")),
+)
+
+
+@pytest.mark.parametrize("capture, choose, keys", ANSWERED, ids=[row[0] for row in ANSWERED])
+@pytest.mark.parametrize("region", ("screen", "bottom:20"))
+def test_the_keys_lead_to_the_option_that_was_chosen(capture, choose, keys, region):
+    text = cut_region(read_capture(SCREENS / (capture + ".txt")), region, {})
+    assert plan_keys(find_options(text), choose) == keys
+    assert plan_keys(find_options(text), r"^no such option$") == ()
+
+
+def test_one_option_is_selected_and_labels_are_bare():
+    options = find_options(read_capture(SCREENS / "claude/2.1.197/asks/onboarding-theme-200x50.txt").text)
+    assert [option.label for option in options if option.selected] == ["Dark mode"]
+    assert [option.label for option in options][0] == "Auto (match terminal)" and len(options) == 7
+
+
+@pytest.mark.parametrize("path", PROSE + [path for path in CAPTURES if path.parts[-2] in ("ready", "busy")], ids=name_of)
+def test_options_quoted_in_prose_are_not_options(path):
+    assert find_options(read_capture(path).text) == ()
+
+
+def test_a_list_without_a_visible_selection_is_not_typed_into():
+    text = read_capture(SCREENS / "claude/2.1.329/asks/trust-200x50.txt").text.replace("❯", " ")
+    assert plan_keys(find_options(text), r"^Yes") == ()
+
+
+@pytest.mark.parametrize("agent", AGENTS_SEEN)
+def test_a_dialog_that_may_be_answered_is_recognised_on_its_captures_only(agent):
+    dialogs = AGENTS[agent].pane.dialogs
+    found = {}
+    for path in (path for path in FILES if path.parts[-4] == agent):
+        bottom = cut_region(read_capture(path), "bottom:20", {})
+        for dialog in dialogs:
+            assert len(dialog.needs) > 1 and dialog.seen
+            if all(re.search(need, bottom, re.MULTILINE) for need in dialog.needs):
+                assert path.parts[-2] == "asks", "%s would be answered on %s" % (dialog.name, name_of(path))
+                assert not dialog.choose or plan_keys(find_options(bottom), dialog.choose)
+                found.setdefault(dialog.name, path)
+    assert set(found) == {dialog.name for dialog in dialogs}
