@@ -57,7 +57,7 @@ VERSION = "0.1.0"
 # =============================================================================
 # 1. Words
 # =============================================================================
-# The nouns of this file, each with an example. Code, JSON keys, flags, docs and tests use these and no others.
+# The nouns of this file, each with an example. Code, JSON keys, flags, docs and tests use only these.
 #
 #   agent     a CLI that can be driven, as a row of facts          codex
 #   profile   how a user wants an agent run, from the config       codex-spark: codex --model gpt-6.1-spark
@@ -91,7 +91,7 @@ OUTCOMES = {
 
 
 class Failure(Exception):
-    """Expected trouble: what happened to what, and what to do now. `code` is the exit code, `word` the JSON word."""
+    """Expected trouble: what happened to what, and what to do now, with its exit `code` and JSON `word`."""
 
     code, word = 1, "failed"
 
@@ -134,7 +134,8 @@ class Verdict(NamedTuple):
 class Said(NamedTuple):
     """What an agent's own record says of its latest turn."""
 
-    state: str = "unknown"                   # busy, ready (the turn is over), failed, limited, login; unknown: no turn yet
+    state: str = "unknown"                   # busy, ready (the turn is over), failed, limited, login;
+                                             # unknown: no turn yet
     text: str = ""                           # the last thing the agent said, whole
     error: str = ""                          # the agent's own words when it failed
     model: str = ""
@@ -163,12 +164,12 @@ def own_command(words: str) -> str:
 # =============================================================================
 # 2. Agents
 # =============================================================================
-# One row of facts for each agent CLI; data only. Every fact was seen on the real program, at the version in `seen`.
-# An agent's name stands in this room and nowhere else: what code elsewhere wants to know is a field of the row.
+# One row of facts for each agent CLI; data only. Every fact was seen on the real program, at version `seen`.
+# An agent's name stands in this room and nowhere else: what other code wants to know is a field of the row.
 
 
 class Rule(NamedTuple):
-    """One row of an agent's screen rules: all of `needs` and none of `unless`, in one region, give `state`."""
+    """One row of an agent's screen rules: all of `needs`, none of `unless`, in one region, give `state`."""
 
     name: str
     state: str                     # one of STATES
@@ -191,14 +192,14 @@ class Dialog(NamedTuple):
 class Start(NamedTuple):
     """How an agent is started."""
 
-    unattended: tuple[str, ...] = ()                     # args of the built-in profile: it asks for no permission
+    unattended: tuple[str, ...] = ()                     # args of the built-in profile: no permission asked
     prompt: tuple[str, ...] = ("--", "{prompt}")         # how a prompt is given as an argument
-    commands: str = ""                                   # a prompt that begins with one of these is a command …
+    commands: str = ""                                   # a prompt with one of these first is a command …
     lead: str = " "                                      # … unless this stands before it; "": it goes by file
-    added: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (sign, args): given unless an argument holds the sign
+    added: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (sign, args): given unless an arg holds the sign
     env: tuple[tuple[str, str], ...] = ()                # set for the worker
     root_env: tuple[tuple[str, str], ...] = ()           # set for the worker when it runs as root
-    markers: tuple[str, ...] = ()                        # set for what the agent starts; a nested agent must not see them
+    markers: tuple[str, ...] = ()                        # set for its children; no nested agent may see them
 
 
 class Pane(NamedTuple):
@@ -217,7 +218,7 @@ class Record(NamedTuple):
     format: str                # see FORMATS
     home: tuple[str, str]      # the variable that moves the agent's folder, and where it is otherwise
     files: str                 # glob below that folder
-    query: str = ""            # for a database: gives the rows of the session that holds :needle, begun after :since_ms
+    query: str = ""            # for a database: rows of the session that holds :needle, begun after :since_ms
 
 
 class Agent(NamedTuple):
@@ -231,301 +232,274 @@ class Agent(NamedTuple):
     install: str = ""          # how to get it, for the person whose machine lacks it
 
 
-# --- claude ----------------------------------------------------------------------------------------------------------
+# --- claude
 # An answer is "● text" and then rows indented by 2; the footer is what is below the last rule of the screen.
-# 2.1.329 ends a turn that has an answer with "✻ Brewed for 3s · done 5:54 AM" and one that failed with nothing, so
-# that row is what tells a quoted error from a real one. 2.1.197 writes it after both.
-# The CLI writes its own "⎿ " rows, and the live input, with a no-break space; what a model types has a plain one.
+# 2.1.329 ends a turn that has an answer with "✻ Brewed for 3s · done 5:54 AM", and one that failed with
+# nothing: that row tells a quoted error from a real one. 2.1.197 writes "✻ Brewed for 3s" after both.
+# The CLI writes its own "⎿ " rows, and the live input, with a no-break space; a model types a plain one.
 
 CLAUDE_MARKS = {
-    "rule": r"^─{20,}$",          # the last one is the lower edge of the input box, or the upper edge of a dialog
-    "box":  r"^❯(?:\xa0|$)",      # only the live input has the no-break space; history and options have a space
-    "turn": r"^❯ ",               # the last prompt in the history
-    "head": r"^(?:❯ |● )",        # the last prompt, or the last block of the answer: what a ⎿ row hangs on
+    "rule": r"^─{20,}$",        # the last one: the input's lower edge, or a dialog's upper one
+    "box":  r"^❯(?:\xa0|$)",    # the live input; history and options have a plain space
+    "turn": r"^❯ ",             # the last prompt in the history
+    "head": r"^(?:❯ |● )",      # the last prompt, or the last block of the answer: what a ⎿ row hangs on
 }
-_CLAUDE_OWNER = r"\A(?:❯ |● \w+\()"          # a prompt or a tool call, never a text: what the CLI's own ⎿ rows hang on
-_CLAUDE_FOOT  = r"^─{20,}\n(?:  [^\n]*\n)*?  (?:(?:⏵⏵|⏸) [^\n]* on\b|\? for shortcuts)"   # box closed, no menu open
-_CLAUDE_BOX   = r"^─{20,}\n❯(?:\xa0[^\n]*)?\n(?:  [^\n]*\n)*" + _CLAUDE_FOOT
+_CLAUDE_OWNER = r"\A(?:❯ |● \w+\()"             # a prompt or a tool call, never a text
+_CLAUDE_FOOT = (                                # the input is closed, and no menu is open below it
+    r"^─{20,}\n(?:  [^\n]*\n)*?"                # its lower edge, perhaps a status line
+    r"  (?:(?:⏵⏵|⏸) [^\n]* on\b|\? for shortcuts)"
+)
+_CLAUDE_BOX = (
+    r"^─{20,}\n❯(?:\xa0[^\n]*)?\n"              # the input's upper edge and first row
+    r"(?:  [^\n]*\n)*" + _CLAUDE_FOOT
+)
 CLAUDE_RULES = (
     # dialogs: two controls, and nothing below them
-    Rule("limited-dialog", "limited", "bottom:9",
-         (r"^ *(?:❯ )?\d\. .*wait for limit to reset", r"^  What do you want to do\?$", r"^  Enter to confirm · Esc to cancel\Z"),
-         seen="2.1.329"),
-    Rule("login-method", "login", "bottom:6",
-         (r"^ Select login method:$", r"^ ❯ \d\. \S"),
-         seen="2.1.329"),
-    Rule("asks-keys", "asks", "bottom:1",
-         (r"\bEnter to \w+(?: [\w ]+)? · ", r" · Esc to \w+\Z"),
-         seen="2.1.329"),
-    Rule("asks-permission", "asks", "bottom:12",
-         (r"^ Esc to cancel · Tab to amend[^\n]*\Z", r"^ ❯ \d\. \S"),
-         seen="2.1.329"),
-    Rule("asks-options", "asks", "bottom:9",       # leaving plan mode: options without a line of keys
-         (r"^  ❯ \d\. \S", r"^    \d\. \S[^\n]*\Z"),
-         seen="2.1.329"),
-    Rule("asks-theme", "asks", "bottom:16",
-         (r"^ Choose the text style that looks best", r"^  Syntax theme: [^\n]*\Z"),
-         seen="2.1.329"),
-    Rule("asks-security", "asks", "bottom:8",
-         (r"^ Security notes:$", r"^ Press Enter to continue…?\Z"),
-         seen="2.1.329"),
-    Rule("asks-panel", "asks", "bottom:30",        # /usage and its sisters: a page that Esc closes
-         (r"^  (?:Settings  Status  |Current (?:session|week))", r"^  (?:[^\n]* · )?Esc to (?:cancel|close)\Z"),
-         seen="2.1.329"),
+    Rule("limited-dialog", "limited", "bottom:9", seen="2.1.329", needs=(
+        r"^ *(?:❯ )?\d\. .*wait for limit to reset",
+        r"^  What do you want to do\?$",
+        r"^  Enter to confirm · Esc to cancel\Z")),
+    Rule("login-method", "login", "bottom:6", seen="2.1.329", needs=(
+        r"^ Select login method:$", r"^ ❯ \d\. \S")),
+    Rule("asks-keys", "asks", "bottom:1", seen="2.1.329", needs=(
+        r"\bEnter to \w+(?: [\w ]+)? · ", r" · Esc to \w+\Z")),
+    Rule("asks-permission", "asks", "bottom:12", seen="2.1.329", needs=(
+        r"^ Esc to cancel · Tab to amend[^\n]*\Z", r"^ ❯ \d\. \S")),
+    Rule("asks-options", "asks", "bottom:9", seen="2.1.329", needs=(   # leaving plan mode: no line of keys
+        r"^  ❯ \d\. \S", r"^    \d\. \S[^\n]*\Z")),
+    Rule("asks-theme", "asks", "bottom:16", seen="2.1.329", needs=(
+        r"^ Choose the text style that looks best", r"^  Syntax theme: [^\n]*\Z")),
+    Rule("asks-security", "asks", "bottom:8", seen="2.1.329", needs=(
+        r"^ Security notes:$", r"^ Press Enter to continue…?\Z")),
+    Rule("asks-panel", "asks", "bottom:30", seen="2.1.329", needs=(    # /usage: a page that Esc closes
+        r"^  (?:Settings  Status  |Current (?:session|week))",
+        r"^  (?:[^\n]* · )?Esc to (?:cancel|close)\Z")),
 
-    # busy: footer, spinner, title are three signs that can go one by one
-    Rule("busy-footer", "busy", "below:rule",
-         (r"^  (?:.* · )?esc to interrupt\b",),
-         seen="2.1.329"),
-    Rule("busy-retry", "busy", "below:turn",
-         (r"^[·✢✳✶✻✽*] .* · [Rr]etrying in \d+\w* · attempt \d+/\d+$",),
-         seen="2.1.329"),
-    Rule("busy-spinner", "busy", "below:turn",
-         (r"^[·✢✳✶✻✽*] \w[^\n]*…(?: \(\d|$)",),
-         seen="2.1.329"),
-    Rule("busy-title", "busy", "title",
-         (r"^[⠁-⣿◐◑] ",),
-         seen="2.1.197"),
+    # busy: footer, spinner and title are signs that can go one by one
+    Rule("busy-footer", "busy", "below:rule", seen="2.1.329", needs=(
+        r"^  (?:.* · )?esc to interrupt\b",)),
+    Rule("busy-retry", "busy", "below:turn", seen="2.1.329", needs=(
+        r"^[·✢✳✶✻✽*] .* · [Rr]etrying in \d+\w* · "
+        r"attempt \d+/\d+$",)),
+    Rule("busy-spinner", "busy", "below:turn", seen="2.1.329", needs=(
+        r"^[·✢✳✶✻✽*] \w[^\n]*…(?: \(\d|$)",)),
+    Rule("busy-title", "busy", "title", seen="2.1.197", needs=(        # 2.1.329 never changes its title
+        r"^[⠁-⣿◐◑] ",)),
 
-    # the last turn came to nothing: only the CLI's own rows between the prompt and the box
-    Rule("limited-waiting", "limited", "below:rule",
-         (r"^  ⚠ Usage limit reached\b.*", r"^  (?:⏵⏵|⏸|\?) "),
-         seen="2.1.329"),
-    Rule("limited-cancelled", "limited", "at:head",
-         (r"\A● Automatic continue cancelled · /rate-limit-options", _CLAUDE_BOX),
-         unless=(r"^✻ ",),
-         seen="2.1.329"),
-    Rule("limited-row", "limited", "at:head",
-         (r"^  ⎿ \xa0(?:You've hit your (?:[\w-]+ )*limit\b|Credit balance too low · ).*", _CLAUDE_OWNER, _CLAUDE_BOX),
-         unless=(r"^  ⎿ \xa0Interrupted",),
-         seen="2.1.329"),
-    Rule("login-footer", "login", "below:rule",
-         (r"\bNot logged in · [Rr]un /login\b", r"^  (?:⏵⏵|⏸|\?) "),
-         seen="2.1.329"),
-    Rule("login-row", "login", "at:head",
-         (r"^  ⎿ \xa0(?:Invalid API key|OAuth token revoked|Not logged in|OAuth token has expired) · .*",
-          _CLAUDE_OWNER, _CLAUDE_BOX),
-         unless=(r"^  ⎿ \xa0Interrupted",),
-         seen="2.1.329"),
-    Rule("login-error", "login", "at:head",
-         (r"\A● Please run /login · API Error: 40\d .*", _CLAUDE_BOX),
-         unless=(r"^✻ .* · done ", r"\n\n  \S"),
-         seen="2.1.329"),
-    Rule("failed-row", "failed", "at:head",
-         (r"^  ⎿ \xa0(?:Context limit reached|Prompt is too long) · .*", _CLAUDE_OWNER, _CLAUDE_BOX),
-         unless=(r"^  ⎿ \xa0Interrupted",),
-         seen="2.1.329"),
-    Rule("failed-error", "failed", "at:head",
-         (r"\A● API Error: .*", _CLAUDE_BOX),
-         unless=(r"^✻ ",),
-         seen="2.1.329"),
-    Rule("failed-error-old", "failed", "at:head",  # 2.1.197: the sentence must be the CLI's, and stand alone
-         (r"\A● API Error: (?:5\d\d .*This is a server-side issue|Request rejected \(429\) · |Unable to connect to API)",
-          _CLAUDE_BOX),
-         unless=(r"^✻ .* · done ", r"\n\n  \S"),
-         seen="2.1.197"),
+    # the last turn came to nothing: only the CLI's own rows between the prompt and the input
+    Rule("limited-waiting", "limited", "below:rule", seen="2.1.329", needs=(
+        r"^  ⚠ Usage limit reached\b.*", r"^  (?:⏵⏵|⏸|\?) ")),
+    Rule("limited-cancelled", "limited", "at:head", seen="2.1.329", needs=(
+        r"\A● Automatic continue cancelled · /rate-limit", _CLAUDE_BOX), unless=(r"^✻ ",)),
+    Rule("limited-row", "limited", "at:head", seen="2.1.329", needs=(
+        r"^  ⎿ \xa0(?:You've hit your (?:[\w-]+ )*limit\b"             # "your limit", "your 5-hour limit", …
+        r"|Credit balance too low · ).*",
+        _CLAUDE_OWNER, _CLAUDE_BOX), unless=(r"^  ⎿ \xa0Interrupted",)),
+    Rule("login-footer", "login", "below:rule", seen="2.1.329", needs=(
+        r"\bNot logged in · [Rr]un /login\b", r"^  (?:⏵⏵|⏸|\?) ")),
+    Rule("login-row", "login", "at:head", seen="2.1.329", needs=(
+        r"^  ⎿ \xa0(?:Invalid API key|OAuth token revoked"
+        r"|OAuth token has expired|Not logged in) · .*",
+        _CLAUDE_OWNER, _CLAUDE_BOX), unless=(r"^  ⎿ \xa0Interrupted",)),
+    Rule("login-error", "login", "at:head", seen="2.1.329", needs=(
+        r"\A● Please run /login · API Error: 40\d .*", _CLAUDE_BOX), unless=(r"^✻ .* · done ", r"\n\n  \S")),
+    Rule("failed-row", "failed", "at:head", seen="2.1.329", needs=(
+        r"^  ⎿ \xa0(?:Context limit reached"                           # 2.1.197
+        r"|Prompt is too long) · .*",
+        _CLAUDE_OWNER, _CLAUDE_BOX), unless=(r"^  ⎿ \xa0Interrupted",)),
+    Rule("failed-error", "failed", "at:head", seen="2.1.329", needs=(
+        r"\A● API Error: .*", _CLAUDE_BOX), unless=(r"^✻ ",)),
+    Rule("failed-error-old", "failed", "at:head", seen="2.1.197", needs=(
+        r"\A● API Error: (?:5\d\d .*This is a server-side issue"       # the sentence must be the CLI's …
+        r"|Request rejected \(429\) · "
+        r"|Unable to connect to API)",
+        _CLAUDE_BOX), unless=(r"^✻ .* · done ", r"\n\n  \S")),         # … and stand alone
 
-    Rule("busy-background", "busy", "below:rule",  # the turn is over, but its shells will wake the agent again
-         (r"^  (?:⏵⏵|⏸) .* on · \d+ \w+.* · ↓ to manage",),
-         seen="2.1.329"),
-    Rule("ready", "ready", "at:box",
-         (_CLAUDE_FOOT,),
-         unless=(r"^  .* · esc to interrupt\b", r"^  ⚠ Usage limit"),
-         seen="2.1.329"),
+    Rule("busy-background", "busy", "below:rule", seen="2.1.329", needs=(   # its shells will wake it again
+        r"^  (?:⏵⏵|⏸) .* on · \d+ \w+.* · ↓ to manage",)),
+    Rule("ready", "ready", "at:box", seen="2.1.329", needs=(
+        _CLAUDE_FOOT,), unless=(r"^  .* · esc to interrupt\b", r"^  ⚠ Usage limit")),
 )
 
-# --- codex -----------------------------------------------------------------------------------------------------------
-# An answer is "• text" and then rows indented by 2; errors are "■ text" in column 0. While the final answer streams
-# only the title tells: its spinner rule is not a spare, it must stay above `ready`.
+# --- codex
+# An answer is "• text" and then rows indented by 2; errors are "■ text" in column 0. While the final answer
+# streams only the title tells: its spinner rule is no spare, it must stay above `ready`.
 
 CODEX_MARKS = {
-    "composer": r"^› ",           # the last one is the live input: a prompt in the history looks the same
+    "composer": r"^› ",         # the last one is the live input: a prompt in the history looks the same
     "error":    r"^■ ",
     "working":  r"^[•◦] .*\((?:\d+\w+ )*\d+s • esc to interrupt\)",
 }
-_CODEX_FOOT  = r"^› (?:[^\n]*\n)*?  (?:\S.* · [~/]|Ready · [0-9a-f]{8}-)"   # the composer, and the model's line below it
-_CODEX_LATER = (r"^[•◦] ", r"^› [^\n]*\n(?:[^\n]*\n)*?› ")      # what came after the error: an answer, a prompt
+_CODEX_FOOT = (                 # the composer, and below it the line that is missing while codex starts
+    r"^› (?:[^\n]*\n)*?"
+    r"  (?:\S.* · [~/]"                                 # model · folder
+    r"|Ready · [0-9a-f]{8}-)"                           # -c tui.status_line=["run-state","thread-id",…]
+)
+_CODEX_LATER = (                # what came after an error
+    r"^[•◦] ",                                          # an answer
+    r"^› [^\n]*\n(?:[^\n]*\n)*?› ",                     # a prompt
+)
 CODEX_RULES = (
-    Rule("login-screen", "login", "bottom:16",
-         (r"^  Welcome to Codex, ", r"^> \d\. \S", r"^  Press enter to continue$"),
-         seen="0.169.0"),
-    Rule("asks-keys", "asks", "bottom:12",
-         (r"^  (?:Press )?enter (?:to )?(?:confirm|continue|submit)\b[^\n]*\besc (?:to )?(?:cancel|back|skip)\b[^\n]*\Z",
-          r"^› \d\. \S"),
-         seen="0.169.0"),
-    Rule("asks-question", "asks", "bottom:1",
-         (r"^  .*\benter to submit (?:answer|all)\b", r"\besc to interrupt\Z"),
-         seen="0.169.0"),
-    Rule("asks-notice", "asks", "bottom:1",
-         (r"^  k keep\b", r"\besc dismiss\b"),
-         seen="0.169.0"),
-    Rule("asks-title", "asks", "title",
-         (r"^\[ [!.] \] Action Required\b",),
-         seen="0.169.0"),
+    Rule("login-screen", "login", "bottom:16", seen="0.169.0", needs=(
+        r"^  Welcome to Codex, ", r"^> \d\. \S", r"^  Press enter to continue$")),
+    Rule("asks-keys", "asks", "bottom:12", seen="0.169.0", needs=(
+        r"^  (?:Press )?enter (?:to )?(?:confirm|continue|submit)\b"
+        r"[^\n]*\besc (?:to )?(?:cancel|back|skip)\b[^\n]*\Z",
+        r"^› \d\. \S")),
+    Rule("asks-question", "asks", "bottom:1", seen="0.169.0", needs=(
+        r"^  .*\benter to submit (?:answer|all)\b", r"\besc to interrupt\Z")),
+    Rule("asks-notice", "asks", "bottom:1", seen="0.169.0", needs=(
+        r"^  k keep\b", r"\besc dismiss\b")),
+    Rule("asks-title", "asks", "title", seen="0.169.0", needs=(
+        r"^\[ [!.] \] Action Required\b",)),
 
-    Rule("busy-title", "busy", "title",
-         (r"^(?:\w+ )?[⠁-⣿](?: |$)",),
-         seen="0.169.0"),
-    Rule("busy-row", "busy", "at:working",         # nothing but its own details and the queue before the composer
-         (r"\A[^\n]*\n(?:  └[^\n]*\n(?:    [^\n]*\n)*|• (?:Queued|Messages)[^\n]*\n(?:  [^\n]*\n)*|\n)*› ",),
-         seen="0.169.0"),
-    Rule("busy-status", "busy", "bottom:2",        # -c tui.status_line=["run-state","thread-id",…]
-         (r"^  (?!Ready)[A-Z]\w+ · [0-9a-f]{8}-[0-9a-f-]{27}",),
-         seen="0.169.0"),
+    Rule("busy-title", "busy", "title", seen="0.169.0", needs=(
+        r"^(?:\w+ )?[⠁-⣿](?: |$)",)),                       # "⠋ demo", or "Working ⠋ 01a1…" by terminal_title
+    Rule("busy-row", "busy", "at:working", seen="0.169.0", needs=(      # down to the composer nothing but
+        r"\A[^\n]*\n(?:  └[^\n]*\n(?:    [^\n]*\n)*"                    # its own details,
+        r"|• (?:Queued|Messages)[^\n]*\n(?:  [^\n]*\n)*|\n)*› ",)),     # the queue, and empty rows
+    Rule("busy-status", "busy", "bottom:2", seen="0.169.0", needs=(     # by tui.status_line
+        r"^  (?!Ready)[A-Z]\w+ · [0-9a-f]{8}-[0-9a-f-]+",)),
 
-    Rule("limited", "limited", "at:error",
-         (r"\A■ (?:You’ve hit your usage limit|Quota exceeded|To use Codex with your ChatGPT plan, upgrade)[^\n]*", _CODEX_FOOT),
-         unless=_CODEX_LATER, seen="0.169.0"),
-    Rule("login-error", "login", "at:error",
-         (r"\A■ unexpected status 401 Unauthorized\b[^\n]*", _CODEX_FOOT),
-         unless=_CODEX_LATER, seen="0.169.0"),
-    Rule("failed", "failed", "at:error",
-         (r"\A■ (?!Conversation interrupted)[^\n]*", _CODEX_FOOT),
-         unless=_CODEX_LATER, seen="0.169.0"),
+    Rule("limited", "limited", "at:error", seen="0.169.0", needs=(
+        r"\A■ (?:You’ve hit your usage limit|Quota exceeded"
+        r"|To use Codex with your ChatGPT plan, upgrade)[^\n]*",
+        _CODEX_FOOT), unless=_CODEX_LATER),
+    Rule("login-error", "login", "at:error", seen="0.169.0", needs=(
+        r"\A■ unexpected status 401 Unauthorized\b[^\n]*", _CODEX_FOOT), unless=_CODEX_LATER),
+    Rule("failed", "failed", "at:error", seen="0.169.0", needs=(
+        r"\A■ (?!Conversation interrupted)[^\n]*", _CODEX_FOOT), unless=_CODEX_LATER),
 
-    Rule("ready", "ready", "at:composer",          # while it starts, the composer is there but not the model's line
-         (r"\A› (?!/)", _CODEX_FOOT),
-         unless=(r"esc to interrupt\b", r"\besc close$"),
-         seen="0.169.0"),
+    Rule("ready", "ready", "at:composer", seen="0.169.0", needs=(
+        r"\A› (?!/)", _CODEX_FOOT), unless=(r"esc to interrupt\b", r"\besc close$")),
 )
 
-# --- gemini ----------------------------------------------------------------------------------------------------------
-# An answer is "✦ text" and then rows indented by 2; errors are "✕ [API Error: …]" in column 0. The title says Ready
-# behind the dialogs of the start and Working behind those of a limit, so both are judged before it.
+# --- gemini
+# An answer is "✦ text" and then rows indented by 2; errors are "✕ [API Error: …]" in column 0. The title says
+# Ready behind the dialogs of the start and Working behind those of a limit, so both are judged before it.
 
 GEMINI_MARKS = {
-    "rule":  r"^─{20,}$",         # the upper edge of the input
+    "rule":  r"^─{20,}$",       # the upper edge of the input
     "error": r"^✕ \[API Error: ",
 }
-_GEMINI_LATER = (r"^✦ ", r"^ > [^\n]*\n(?:[^\n]*\n)*?─{20,}$")  # what came after the error: an answer, a prompt
-_GEMINI_IDLE  = r"^─{20,}\n(?:[^\n]*\n)*? [*>] (?:[^\n]*\n)+? \S[^\n]*\n \S"     # the input, and two rows of footer
+_GEMINI_LATER = (               # what came after an error
+    r"^✦ ",                                             # an answer
+    r"^ > [^\n]*\n(?:[^\n]*\n)*?─{20,}$",               # a prompt
+)
+_GEMINI_FOOT = r"^ [*>] (?:[^\n]*\n)+? \S[^\n]*\n \S"   # the input, and two rows of footer below it
+_GEMINI_CHOICE = r"^│ [● ] \d\. (?:Keep trying|Switch to|Stop)"
 GEMINI_RULES = (
-    Rule("limited-dialog", "limited", "bottom:14",
-         (r"^│ Usage limit reached for .*?(?= {2}|│|$)", r"^│ [● ] \d\. (?:Keep trying|Switch to|Stop)", r"^╰─{20,}╯\Z"),
-         seen="0.61.0"),
-    Rule("limited-capacity", "limited", "bottom:12",
-         (r"^│ We are currently experiencing high demand", r"^│ [● ] \d\. (?:Keep trying|Switch to|Stop)", r"^╰─{20,}╯\Z"),
-         seen="0.61.0"),
-    Rule("login-method", "login", "bottom:17",
-         (r"^│ +How would you like to authenticate", r"^│ +[● ] \d\. ", r"^╰─{20,}╯\Z"),
-         seen="0.61.0"),
-    Rule("login-key", "login", "bottom:12",
-         (r"^│ Enter Gemini API Key", r"^│ \(Press Enter to submit, Esc to cancel", r"^╰─{20,}╯\Z"),
-         seen="0.61.0"),
-    Rule("asks-options", "asks", "bottom:20",      # trust, permission, questions, the model list
-         (r"^ ?│ ● \d\. +\S.*?(?= {2}|│|$)", r"^ ?│   \d\. +\S", r"^ ?╰─{20,}╯\Z"),
-         seen="0.61.0"),
-    Rule("asks-title", "asks", "title",
-         (r"^✋ +Action Required\b",),
-         seen="0.61.0"),
+    Rule("limited-dialog", "limited", "bottom:14", seen="0.61.0", needs=(
+        r"^│ Usage limit reached for .*?(?= {2}|│|$)", _GEMINI_CHOICE, r"^╰─{20,}╯\Z")),
+    Rule("limited-capacity", "limited", "bottom:12", seen="0.61.0", needs=(
+        r"^│ We are currently experiencing high demand", _GEMINI_CHOICE, r"^╰─{20,}╯\Z")),
+    Rule("login-method", "login", "bottom:17", seen="0.61.0", needs=(
+        r"^│ +How would you like to authenticate", r"^│ +[● ] \d\. ", r"^╰─{20,}╯\Z")),
+    Rule("login-key", "login", "bottom:12", seen="0.61.0", needs=(
+        r"^│ Enter Gemini API Key", r"^│ \(Press Enter to submit, Esc to cancel", r"^╰─{20,}╯\Z")),
+    Rule("asks-options", "asks", "bottom:20", seen="0.61.0", needs=(   # trust, permission, question, models
+        r"^ ?│ ● \d\. +\S.*?(?= {2}|│|$)", r"^ ?│   \d\. +\S", r"^ ?╰─{20,}╯\Z")),
+    Rule("asks-title", "asks", "title", seen="0.61.0", needs=(
+        r"^✋ +Action Required\b",)),
 
-    Rule("busy-row", "busy", "bottom:9",           # prose is indented by 2 or more, this row by 1
-         (r"^ [⠁-⣿] .*\(esc to cancel, (?:\d+[hms] ?)+\)",),
-         seen="0.61.0"),
-    Rule("busy-title", "busy", "title",
-         (r"^✦ +Working",),
-         seen="0.61.0"),
+    Rule("busy-row", "busy", "bottom:9", seen="0.61.0", needs=(        # prose is indented by 2, this by 1
+        r"^ [⠁-⣿] .*\(esc to cancel, \d+[hms]",)),
+    Rule("busy-title", "busy", "title", seen="0.61.0", needs=(
+        r"^✦ +Working",)),
 
-    Rule("limited", "limited", "at:error",
-         (r"\A✕ [^\n]*(?:exhausted your daily quota|exceeded your current quota|capacity on this model)", _GEMINI_IDLE),
-         unless=_GEMINI_LATER, seen="0.61.0"),
-    Rule("login-error", "login", "at:error",
-         (r'\A✕ [^\n]*(?:"code":401|"code":403|UNAUTHENTICATED|API[ _]key[ _]not[ _]valid|API_KEY_INVALID)', _GEMINI_IDLE),
-         unless=_GEMINI_LATER, seen="0.61.0"),
-    Rule("failed", "failed", "at:error",
-         (r"\A✕ \[API Error: [^\n]*", _GEMINI_IDLE),
-         unless=_GEMINI_LATER, seen="0.61.0"),
+    Rule("limited", "limited", "at:error", seen="0.61.0", needs=(
+        r"\A✕ [^\n]*(?:exhausted your daily quota"
+        r"|exceeded your current quota|capacity on this model)",
+        _GEMINI_FOOT), unless=_GEMINI_LATER),
+    Rule("login-error", "login", "at:error", seen="0.61.0", needs=(
+        r'\A✕ [^\n]*(?:"code":40[13]|UNAUTHENTICATED'
+        r"|API key not valid|API_KEY_INVALID)",
+        _GEMINI_FOOT), unless=_GEMINI_LATER),
+    Rule("failed", "failed", "at:error", seen="0.61.0", needs=(
+        r"\A✕ \[API Error: [^\n]*", _GEMINI_FOOT), unless=_GEMINI_LATER),
 
-    Rule("ready", "ready", "below:rule",
-         (r"^ (?:[*>]   Type your message or @path/to/file|[*>] (?![ /])\S)", r"^ [*>] (?:[^\n]*\n)+? \S[^\n]*\n \S"),
-         unless=(r"\(esc to cancel, ", r"^ \(\d+/\d+\)$"),
-         seen="0.61.0"),
+    Rule("ready", "ready", "below:rule", seen="0.61.0", needs=(
+        r"^ [*>] (?:  Type your message or @|(?![ /])\S)",             # empty, or a text that is no command
+        _GEMINI_FOOT), unless=(r"\(esc to cancel, ", r"^ \(\d+/\d+\)$")),
 )
 
-# --- opencode --------------------------------------------------------------------------------------------------------
-# An answer is indented by 5; boxes (prompts, tools, errors) are "┃" in column 2, so an error looks like a prompt:
-# what tells is the mark of its turn below it, "▣  Build · Model", which gets a duration only when the turn was done.
-# A sidebar may stand to the right of every row (from 120 columns on).
+# --- opencode
+# An answer is indented by 5; boxes (prompts, tools, errors) are "┃" in column 2, so an error looks like a
+# prompt. What tells is the mark of its turn below it, "▣  Build · Model": the mark gets a duration when the
+# turn was done. A sidebar may stand to the right of every row.
 
 OPENCODE_MARKS = {
-    "edge": r"^ +╹▀{20,}",        # the lower edge of the input
-    "turn": r"^ {5}▣  ",          # the mark of the last turn
+    "edge": r"^ +╹▀{20,}",      # the lower edge of the input
+    "turn": r"^ {5}▣  ",        # the mark of the last turn
 }
-_OPENCODE_ERROR = (               # a box …
-    r"^(?! +▣| *\n)[^\n]*\n"                           # that does not follow the mark of a turn, as a prompt does
-    r"(?: {20}[^\n]*)?\n(?:  ┃[^\n]*\n)*?  ┃  "       # … and in it
+_OPENCODE_ERROR = (             # a box …
+    r"^(?! +▣| *\n)[^\n]*\n"                            # that follows no mark of a turn, as a prompt does
+    r"(?: {20}[^\n]*)?\n(?:  ┃[^\n]*\n)*?  ┃  "         # … and in it
 )
-_OPENCODE_END = (                 # … and after it. Every part can match in one way only: a slow regex stalls a run
-    r"[^\n]*\n(?:  ┃[^\n]*\n)*(?: {20}[^\n]*)?\n"     # the rest of the box, an empty row
-    r" {5}▣  [^·\n]+·[^·\n]*\n"                        # the mark, without a duration
-    r"(?:(?! {5}▣  | +╹▀)[^\n]*\n)* +╹▀[^\n]*\n"       # no other mark down to the input
-    r"(?! +[⬝■])(?![^\n]*interrupt)[^\n]*\bctrl\+p commands\b"   # the footer of one that waits
+_OPENCODE_END = (               # … and after it. Each part matches in one way only: a slow regex stalls a run
+    r"[^\n]*\n(?:  ┃[^\n]*\n)*(?: {20}[^\n]*)?\n"       # the rest of the box, an empty row
+    r" {5}▣  [^·\n]+·[^·\n]*\n"                         # the mark, without a duration
+    r"(?:(?! {5}▣  | +╹▀)[^\n]*\n)* +╹▀[^\n]*\n"        # no other mark down to the input
+    r"(?! +[⬝■])(?![^\n]*interrupt)"                    # the footer of one that waits
+    r"[^\n]*\bctrl\+p commands\b"
 )
 OPENCODE_RULES = (
-    Rule("asks-permission", "asks", "bottom:4",
-         (r"^  ┃   Allow once   Allow always   Reject\b", r"\benter confirm\b"),
-         seen="1.18.33"),
-    Rule("asks-question", "asks", "bottom:3",
-         (r"^  ┃  .*\benter (?:submit|confirm|toggle|select)\b", r"^  ┃  .*\besc dismiss\b"),
-         seen="1.18.33"),
+    Rule("asks-permission", "asks", "bottom:4", seen="1.18.33", needs=(
+        r"^  ┃   Allow once   Allow always   Reject\b", r"\benter confirm\b")),
+    Rule("asks-question", "asks", "bottom:3", seen="1.18.33", needs=(
+        r"^  ┃  .*\benter (?:submit|confirm|toggle)\b", r"^  ┃  .*\besc dismiss\b")),
 
-    Rule("busy-retry", "busy", "below:edge",
-         (r"\[retrying in .*|\bretrying in \d+\w* attempt #\d+\]",),
-         seen="1.18.33"),
-    Rule("busy-words", "busy", "below:edge",
-         (r"\besc (?:again to )?interrupt\b",),
-         seen="1.18.33"),
-    Rule("busy-bar", "busy", "below:edge",
-         (r"^ +[⬝■]{4,}",),
-         seen="1.18.33"),
+    Rule("busy-retry", "busy", "below:edge", seen="1.18.33", needs=(   # in 80 columns the bar paints over it
+        r"\[retrying in .*|\bretrying in \d+\w* attempt #",)),
+    Rule("busy-words", "busy", "below:edge", seen="1.18.33", needs=(
+        r"\besc (?:again to )?interrupt\b",)),
+    Rule("busy-bar", "busy", "below:edge", seen="1.18.33", needs=(
+        r"^ +[⬝■]{4,}",)),
 
-    Rule("limited", "limited", "screen",
-         (_OPENCODE_ERROR + r"(?i:[^\n]*(?:insufficient credits|\bquota\b|usage limit|credit balance))" + _OPENCODE_END,),
-         seen="1.18.33"),
-    Rule("login-error", "login", "screen",
-         (_OPENCODE_ERROR + r"(?i:[^\n]*(?:api[ _-]key|unauthorized|authentication))" + _OPENCODE_END,),
-         seen="1.18.33"),
-    Rule("failed", "failed", "screen",
-         (_OPENCODE_ERROR + r"\S" + _OPENCODE_END,),
-         seen="1.18.33"),
+    Rule("limited", "limited", "screen", seen="1.18.33", needs=(
+        _OPENCODE_ERROR + r"(?i:[^\n]*(?:insufficient credits|\bquota\b"
+        r"|usage limit|credit balance))" + _OPENCODE_END,)),
+    Rule("login-error", "login", "screen", seen="1.18.33", needs=(
+        _OPENCODE_ERROR + r"(?i:[^\n]*(?:api[ _-]key|unauthorized"
+        r"|authentication))" + _OPENCODE_END,)),
+    Rule("failed", "failed", "screen", seen="1.18.33", needs=(
+        _OPENCODE_ERROR + r"\S" + _OPENCODE_END,)),
 
-    Rule("ready-home", "ready", "bottom:12",
-         (r"^ +┃  Ask anything", r"^ +╹▀{20,}", r"^ +tab agents  ctrl\+p commands$", r" \d+\.\d+\.\d+\Z"),
-         unless=(r"\besc (?:again to )?interrupt\b",),
-         seen="1.18.33"),
-    Rule("ready", "ready", "at:turn",              # a box between the mark and the input is a prompt not yet taken
-         (r"\A {5}▣  ", r"^ +╹▀{20,}", r"\bctrl\+p commands\b"),
-         unless=(r"\besc (?:again to )?interrupt\b", r"\[retrying in ", r"^  ┃[^\n]*\n(?: {20}[^\n]*)?\n  ┃", r"^  ┃ /\w"),
-         seen="1.18.33"),
+    Rule("ready-home", "ready", "bottom:12", seen="1.18.33", needs=(
+        r"^ +┃  Ask anything", r"^ +╹▀{20,}", r"^ +tab agents  ctrl\+p commands$", r" \d+\.\d+\.\d+\Z"),
+        unless=(r"\besc (?:again to )?interrupt\b",)),
+    Rule("ready", "ready", "at:turn", seen="1.18.33", needs=(
+        r"\A {5}▣  ", r"^ +╹▀{20,}", r"\bctrl\+p commands\b"), unless=(
+        r"\besc (?:again to )?interrupt\b", r"\[retrying in ",
+        r"^  ┃[^\n]*\n(?: {20}[^\n]*)?\n  ┃",                          # a prompt that was not yet taken
+        r"^  ┃ /\w")),                                                 # a menu
 )
 
 _CONFIRM = r"^ {1,2}Enter to confirm · Esc to cancel\Z"
 CLAUDE_DIALOGS = (
-    # name      needs                                                                           choose                         seen
-    Dialog("theme",    (r"^ Choose the text style that looks best", r"^  Syntax theme: [^\n]*\Z"),
-           choose=r"", seen="2.1.329"),
-    Dialog("api-key",  (r"^  Detected a custom API key in your environment$", r"^  Do you want to use this API key\?$", _CONFIRM),
-           choose=r"^Yes$", seen="2.1.329"),
-    Dialog("security", (r"^ Security notes:$", r"^ Press Enter to continue…?\Z"),
-           choose=r"", seen="2.1.329"),
-    Dialog("trust",    (r"^ Accessing workspace:$", r"^ Quick safety check: Is this a project you", _CONFIRM),
-           choose=r"^Yes, I trust this folder$", seen="2.1.329"),
-    Dialog("bypass",   (r"^  WARNING: Claude Code running in Bypass Permissions mode$", _CONFIRM),
-           choose=r"^Yes, I accept$", seen="2.1.329"),
+    Dialog("theme", choose=r"", seen="2.1.329", needs=(
+        r"^ Choose the text style that looks best", r"^  Syntax theme: [^\n]*\Z")),
+    Dialog("api-key", choose=r"^Yes$", seen="2.1.329", needs=(
+        r"^  Detected a custom API key in your", r"^  Do you want to use this API key\?$", _CONFIRM)),
+    Dialog("security", choose=r"", seen="2.1.329", needs=(
+        r"^ Security notes:$", r"^ Press Enter to continue…?\Z")),
+    Dialog("trust", choose=r"^Yes, I trust this folder$", seen="2.1.329", needs=(
+        r"^ Accessing workspace:$", r"^ Quick safety check: Is this a project", _CONFIRM)),
+    Dialog("bypass", choose=r"^Yes, I accept$", seen="2.1.329", needs=(
+        r"^  WARNING: Claude Code running in Bypass Permissions mode$", _CONFIRM)),
 )
 CODEX_DIALOGS = (
-    Dialog("trust",    (r"^  Folder access$", r"^  Trust this folder\? Codex can read, edit", r"^  enter continue · esc back\Z"),
-           choose=r"^Trust and continue$", seen="0.169.0"),
-    Dialog("update",   (r"^  Update available · \d", r"^  enter continue · esc skip\Z"),
-           choose=r"^Skip$", seen="0.169.0"),
-    Dialog("hooks",    (r"^  Hooks need review$", r"^  enter confirm · esc skip\Z"),
-           choose=r"^Continue without trusting\b", seen="0.169.0"),
+    Dialog("trust", choose=r"^Trust and continue$", seen="0.169.0", needs=(
+        r"^  Folder access$", r"^  Trust this folder\? Codex can", r"^  enter continue · esc back\Z")),
+    Dialog("update", choose=r"^Skip$", seen="0.169.0", needs=(
+        r"^  Update available · \d", r"^  enter continue · esc skip\Z")),
+    Dialog("hooks", choose=r"^Continue without trusting\b", seen="0.169.0", needs=(
+        r"^  Hooks need review$", r"^  enter confirm · esc skip\Z")),
 )
 GEMINI_DIALOGS = (
-    Dialog("trust",    (r"^ │ Do you trust the files in this folder\?", r"^ │ [● ] \d\. Don't trust\b", r"^ ╰─{20,}╯\Z"),
-           choose=r"^Trust folder\b", seen="0.61.0"),
+    Dialog("trust", choose=r"^Trust folder\b", seen="0.61.0", needs=(
+        r"^ │ Do you trust the files in this folder\?", r"^ │ [● ] \d\. Don't trust\b", r"^ ╰─{20,}╯\Z")),
 )
-
 
 DEMO_RULES = (
     Rule("question", "asks",  "bottom:6", (r"^❯ ", r"^Enter to confirm$")),
@@ -558,15 +532,15 @@ AGENT_ROWS = (
           start=Start(
               unattended=("--dangerously-skip-permissions",),
               commands="/", lead="",                  # 2.1.329: "/init …" is a command, and so is " /init …"
-              # 2.1.197, 2.1.329: without it the bypass warning comes, with "No, exit" preselected. Written nowhere.
+              # 2.1.197, 2.1.329: else the bypass warning comes, with "No, exit" preselected. Written nowhere.
               added=(("--settings", ("--settings", '{"skipDangerousModePermissionPrompt":true}')),),
               env=(("CLAUDE_CODE_SANDBOXED", "1"),    # no trust dialog, and nothing is remembered
                    ("DISABLE_AUTOUPDATER", "1")),
-              root_env=(("IS_SANDBOX", "1"),),        # else "cannot be used with root/sudo privileges", exit 1
+              root_env=(("IS_SANDBOX", "1"),),        # or exit 1: "cannot be used with root/sudo privileges"
               # 2.1.329 with CLAUDE_CODE_CHILD_SESSION inherited writes no transcript at all.
-              markers=("CLAUDECODE", "CLAUDE_CODE_CHILD_SESSION", "CLAUDE_CODE_ENTRYPOINT", "CLAUDE_CODE_SESSION_ID",
-                       "CLAUDE_CODE_EXECPATH", "CLAUDE_CODE_SSE_PORT", "CLAUDE_PID", "CLAUDE_EFFORT",
-                       "CLAUDE_CODE_MESSAGING_SOCKET", "CLAUDE_CODE_MESSAGING_TOKEN",
+              markers=("CLAUDECODE", "CLAUDE_CODE_CHILD_SESSION", "CLAUDE_CODE_ENTRYPOINT",
+                       "CLAUDE_CODE_SESSION_ID", "CLAUDE_CODE_EXECPATH", "CLAUDE_CODE_SSE_PORT", "CLAUDE_PID",
+                       "CLAUDE_EFFORT", "CLAUDE_CODE_MESSAGING_SOCKET", "CLAUDE_CODE_MESSAGING_TOKEN",
                        "CLAUDE_CODE_SESSION_ATTENDED", "CLAUDE_CODE_CHILD_NOTES_DIR", "AI_AGENT")),
           pane=Pane(CLAUDE_MARKS, CLAUDE_RULES, CLAUDE_DIALOGS, quit=("C-c", "C-c")),
           record=Record("claude-transcript", ("CLAUDE_CONFIG_DIR", "~/.claude"), "projects/*/*.jsonl")),
@@ -574,14 +548,15 @@ AGENT_ROWS = (
     Agent("codex", "codex", install="npm install -g @openai/codex",
           start=Start(
               unattended=("--dangerously-bypass-approvals-and-sandbox",),
-              commands="!/",                          # 0.169.0: "!x" is run as a shell command, also as an argument
-              # 0.169.0: any -c keeps the agent out of the shared daemon, in which a turn outlives its pane. The
-              # update prompt has "Update now" preselected. Trust given so is written nowhere.
+              commands="!/",                          # 0.169.0: "!x" is a shell command, also as an argument
+              # 0.169.0: any -c keeps the agent out of the shared daemon, in which a turn outlives its pane.
+              # The update prompt has "Update now" preselected. Trust given so is written nowhere.
               added=(("check_for_update_on_startup", ("-c", "check_for_update_on_startup=false")),
                      ("projects", ("-c", 'projects={{workspace_json}={trust_level="trusted"}}'))),
-              markers=("CODEX_CI", "CODEX_THREAD_ID", "CODEX_SESSION_ID", "CODEX_TOOL_CALL_ID", "CODEX_VERSION",
-                       "CODEX_PERMISSION_PROFILE", "CODEX_SANDBOX", "CODEX_SANDBOX_NETWORK_DISABLED",
-                       "CODEX_MANAGED_BY_NPM", "CODEX_MANAGED_PACKAGE_ROOT")),
+              markers=("CODEX_CI", "CODEX_THREAD_ID", "CODEX_SESSION_ID", "CODEX_TOOL_CALL_ID",
+                       "CODEX_VERSION", "CODEX_PERMISSION_PROFILE", "CODEX_SANDBOX",
+                       "CODEX_SANDBOX_NETWORK_DISABLED", "CODEX_MANAGED_BY_NPM",
+                       "CODEX_MANAGED_PACKAGE_ROOT")),
           pane=Pane(CODEX_MARKS, CODEX_RULES, CODEX_DIALOGS, quit=("C-c",)),
           record=Record("codex-rollout", ("CODEX_HOME", "~/.codex"), "sessions/*/*/*/rollout-*.jsonl")),
 
@@ -597,11 +572,12 @@ AGENT_ROWS = (
           start=Start(
               unattended=("--auto",),
               prompt=("--prompt", "{prompt}"),
-              commands="/-",                          # 1.18.33: "/init …" is a command, "-x" is taken for an option
+              commands="/-",                          # 1.18.33: "/init …" is a command, and "-x" an option
               env=(("OPENCODE_DISABLE_AUTOUPDATE", "1"),),
               markers=("OPENCODE", "OPENCODE_PID", "AGENT")),
           pane=Pane(OPENCODE_MARKS, OPENCODE_RULES, quit=("C-c",)),
-          record=Record("opencode-rows", ("XDG_DATA_HOME", "~/.local/share"), "opencode/opencode.db", OPENCODE_QUERY)),
+          record=Record("opencode-rows", ("XDG_DATA_HOME", "~/.local/share"), "opencode/opencode.db",
+                        OPENCODE_QUERY)),
 
     Agent("cursor", "cursor-agent", pane=Pane(silence_s=60.0)),
 
@@ -1165,10 +1141,12 @@ def check_keys(node: Node, entries: dict[str, Node], known: tuple[str, ...], wha
 def read_text_value(node: Node, what: str) -> str:
     """A scalar as its author wrote it: `1.10` stays "1.10" and `true` stays "true"."""
     if node.value is None or isinstance(node.value, (dict, list)):
-        raise refuse_node(node, "%s must be a text" % what, "write it on one line, in quotes when it is empty")
+        raise refuse_node(node, "%s must be a text" % what,
+                          "write it on one line, in quotes when it is empty")
     text = node.value if isinstance(node.value, str) else node.text
     if "\0" in text:
-        raise refuse_node(node, "%s holds a NUL character" % what, "leave it out: no program can be given one")
+        raise refuse_node(node, "%s holds a NUL character" % what,
+                          "leave it out: no program can be given one")
     return text
 
 
@@ -1192,7 +1170,8 @@ def read_args(node: Node, what: str) -> tuple[str, ...]:
     if node.value is None:
         return ()
     if not isinstance(node.value, list):
-        raise refuse_node(node, "%s must be a list" % what, "write `[--flag, value]`, or `- --flag` lines below it")
+        raise refuse_node(node, "%s must be a list" % what,
+                          "write `[--flag, value]`, or `- --flag` lines below it")
     return tuple(read_text_value(item, "an item of %s" % what) for item in node.value)
 
 
@@ -1213,7 +1192,8 @@ def read_env(node: Node, what: str) -> tuple[tuple[str, Union[str, FromEnv]], ..
             continue
         check_keys(value, value.value, ("from_env",), "`%s` in %s" % (name, what))
         if "from_env" not in value.value:
-            raise refuse_node(value, "`%s` in %s is an empty map" % (name, what), "write `from_env: NAME`, or a text")
+            raise refuse_node(value, "`%s` in %s is an empty map" % (name, what),
+                              "write `from_env: NAME`, or a text")
         source = value.value["from_env"]
         text = read_text_value(source, "from_env")
         found.append((name, FromEnv(check_env_name(source, text, "from_env"))))
@@ -1241,7 +1221,8 @@ def read_profile(name: object, node: Node) -> Profile:
     agent = fields.pop("interface", GENERIC)
     profile = Profile(name, os.path.expanduser(command), agent, **fields)
     if profile.prompt == "prompt-file-arg" and not any("{prompt_file}" in arg for arg in profile.args):
-        raise refuse_node(node, "%s has no `{prompt_file}` in its args" % what, "add it, or use `prompt: argument`")
+        raise refuse_node(node, "%s has no `{prompt_file}` in its args" % what,
+                          "add it, or use `prompt: argument`")
     return profile
 
 
@@ -1253,12 +1234,14 @@ def read_config(text: str, source: str) -> Config:
     profiles = {name: read_profile(name, node) for name, node in
                 read_map(entries["profiles"], "profiles").items()} if "profiles" in entries else {}
     if not profiles:
-        raise refuse_node(top, "the config has no profiles", "add `profiles:` with a name and a `command:` below it")
+        raise refuse_node(top, "the config has no profiles",
+                          "add `profiles:` with a name and a `command:` below it")
     if "headless" in entries and read_bool(entries["headless"], "headless"):
         profiles = {name: profile._replace(headless=True) for name, profile in profiles.items()}
     config = Config(source, profiles)
     if "default_profile" in entries:
-        config = config._replace(default_profile=read_choice(entries["default_profile"], profiles, "default_profile"))
+        default = read_choice(entries["default_profile"], profiles, "default_profile")
+        config = config._replace(default_profile=default)
     if "max_depth" in entries:
         depth = entries["max_depth"]
         if type(depth.value) is not int or depth.value < 1:
@@ -1270,7 +1253,8 @@ def read_config(text: str, source: str) -> Config:
 def built_in_config() -> Config:
     """What holds when there is no config: one profile for each agent that can start by itself."""
     rows = [agent for agent in AGENTS.values() if agent.start.unattended]
-    return Config("built-in", {row.name: Profile(row.name, row.command, row, row.start.unattended) for row in rows})
+    profiles = {row.name: Profile(row.name, row.command, row, row.start.unattended) for row in rows}
+    return Config("built-in", profiles)
 
 
 def find_profile(config: Config, name: str) -> Profile:
@@ -1314,13 +1298,13 @@ def progress_mark(screen: Screen) -> str:
 def cut_region(screen: Screen, region: str, marks: dict[str, str]) -> str:
     """The part of a screen a rule looks at.
 
-    "title" · "screen" (all of it) · "bottom:N" (the last N lines that are not blank) · "below:MARK" (the lines after
-    the last line that the agent's regex MARK matches; all of them when none does) · "at:MARK" (that line and below;
-    nothing when none does).
+    "title" · "screen" (all of it) · "bottom:N" (the last N lines that are not blank) · "below:MARK" (the
+    lines after the last line that the agent's regex MARK matches; all of them when none does) · "at:MARK"
+    (that line and below; nothing when none does).
     """
     if region == "title":
         return screen.title
-    lines = [line.rstrip() for line in screen.text.splitlines()]
+    lines = [line.rstrip() for line in screen.text.split("\n")]
     kind, _, operand = region.partition(":")
     if kind == "bottom":
         return "\n".join([line for line in lines if line][-int(operand):])
@@ -1339,7 +1323,7 @@ def find_question(screen: Screen) -> str:
 
 
 def judge_screen(screen: Screen, rules: tuple[Rule, ...], marks: dict[str, str]) -> Verdict:
-    """The verdict of the first rule that matches; `unknown` when none does: a screen is never ready by default."""
+    """The verdict of the first rule that matches, else `unknown`: a screen is never ready by default."""
     for rule in rules:
         text = cut_region(screen, rule.region, marks)
         hits = [re.search(need, text, re.MULTILINE) for need in rule.needs]
@@ -1360,11 +1344,11 @@ _ROW = re.compile(
     r"(?P<tick>✔ )?(?P<at>(?:(?P<number>\d+)\. +)?)"
     r"(?P<label>\S.*?)(?: ✔)?(?: {2,}.*)?[ │┃]*$"
 )
-_EDGE = re.compile(r"^ *(?:─|╹▀)")             # of an input box; dialogs end in a line of keys or in a frame's corner
+_EDGE = re.compile(r"^ *(?:─|╹▀)")   # of an input box; dialogs end in a line of keys or in a frame's corner
 
 
 def _is_neighbour(row: "re.Match[str]", other: "Optional[re.Match[str]]", step: int) -> bool:
-    """Whether `other` is the option before (-1) or after (1) `row`: the same column, and the next number if numbered."""
+    """Whether `other` is the option before (-1) or after (1) `row`: same column, and next number if any."""
     if other is None or other.start("at") != row.start("at") or bool(other["number"]) != bool(row["number"]):
         return False
     return not row["number"] or int(other["number"]) == int(row["number"]) + step
@@ -1391,7 +1375,7 @@ def find_options(text: str) -> tuple[Option, ...]:
 
 
 def plan_keys(options: tuple[Option, ...], choose: str) -> tuple[str, ...]:
-    """The keys that move to the option whose label matches `choose` and confirm it; () when it cannot be done."""
+    """The keys that move to the option whose label matches `choose` and confirm it; () when impossible."""
     chosen = [i for i, option in enumerate(options) if option.selected]
     wanted = [i for i, option in enumerate(options) if re.search(choose, option.label)]
     if not chosen or not wanted:
@@ -1451,7 +1435,8 @@ def fold_claude_line(said: Said, line: dict[str, Any]) -> Said:
     if kind == "user" and join_texts(content, "text").startswith("[Request interrupted by user"):
         return said._replace(state="failed", error="the turn was interrupted")
     if kind == "user":
-        is_tool_result = isinstance(content, list) and any(as_map(block).get("type") == "tool_result" for block in content)
+        blocks = content if isinstance(content, list) else []
+        is_tool_result = any(as_map(block).get("type") == "tool_result" for block in blocks)
         return said._replace(state="busy") if is_tool_result else Said("busy")
     if kind == "system" and line.get("subtype") == "turn_duration":
         return said._replace(state="ready") if said.state == "busy" else said
@@ -1473,7 +1458,8 @@ def fold_codex_end(said: Said, payload: dict[str, Any]) -> Said:
     if not error:
         return said._replace(state="ready", text=str(payload.get("last_agent_message") or said.text))
     limited = error.get("codex_error_info") == "usage_limit_exceeded"
-    return said._replace(state="limited" if limited else "failed", error=str(error.get("message") or "no reason given"))
+    words = str(error.get("message") or "no reason given")
+    return said._replace(state="limited" if limited else "failed", error=words)
 
 
 def fold_codex_line(said: Said, line: dict[str, Any]) -> Said:
@@ -1497,18 +1483,20 @@ def fold_codex_line(said: Said, line: dict[str, Any]) -> Said:
 
 
 def fold_opencode_row(said: Said, row: dict[str, Any]) -> Said:
-    """One message of OpenCode's database with the texts of its parts (1.18.33): {"data": {…}, "texts": […]}."""
+    """A message of OpenCode's database with the texts of its parts (1.18.33): {"data": {…}, "texts": […]}."""
     data = as_map(row.get("data"))
     if data.get("role") == "user":
         return Said("busy")
     if data.get("role") != "assistant":
         return said
     error, tokens = as_map(data.get("error")), as_map(data.get("tokens"))
-    said = said._replace(text="\n".join(row.get("texts") or []) or said.text, model=str(data.get("modelID") or ""),
+    said = said._replace(text="\n".join(row.get("texts") or []) or said.text,
+                         model=str(data.get("modelID") or ""),
                          tokens=count_tokens(tokens, {"input": "input", "output": "output"}) or said.tokens)
     if error:
         words = str(as_map(error.get("data")).get("message") or error.get("name"))
-        return said._replace(state="login" if error.get("name") == "ProviderAuthError" else "failed", error=words)
+        state = "login" if error.get("name") == "ProviderAuthError" else "failed"
+        return said._replace(state=state, error=words)
     return said._replace(state="ready" if data.get("finish") == "stop" else "busy")
 
 
@@ -1542,7 +1530,7 @@ class Ran(NamedTuple):
 
 
 class Process(NamedTuple):
-    """A process that cannot be mistaken for another one: pids are reused, a pid with its start time is not."""
+    """A process that cannot be mistaken for another: pids are reused, a pid with its start time is not."""
 
     pid: int
     started: str   # opaque; equal for the same process
@@ -1560,8 +1548,8 @@ def until(deadline_s: float, *, longest_s: float = 0.2, clock: Callable[[], floa
           pause: Callable[[float], object] = time.sleep) -> Iterator[float]:
     """Yields the seconds waited so far, pauses in between, and ends after `deadline_s`.
 
-    A pause is 2 % of what was waited already, from 5 ms up to `longest_s`: an event is seen within 2 % of the time
-    it took, and a long wait costs next to nothing. `pause` may return early, when it knows of an event.
+    A pause is 2 % of what was waited already, from 5 ms up to `longest_s`: an event is seen within 2 % of the
+    time it took, and a long wait costs next to nothing. `pause` may return early, when it knows of an event.
     """
     started = clock()
     while True:
@@ -1588,14 +1576,16 @@ def run_command(*argv: str, timeout_s: float = 10.0, stdin: str = "", env: Optio
     except FileNotFoundError as error:
         raise Missing("%s: not found" % argv[0], "install it, or add its folder to PATH") from error
     except PermissionError as error:
-        raise Missing("%s: cannot be run: %s" % (argv[0], error.strerror), "check the file's permissions") from error
+        raise Missing("%s: cannot be run: %s" % (argv[0], error.strerror),
+                      "check the file's permissions") from error
     except subprocess.TimeoutExpired as error:
-        raise Failure("%s: no answer within %g s" % (argv[0], timeout_s), "look whether the machine is overloaded") from error
+        raise Failure("%s: no answer within %g s" % (argv[0], timeout_s),
+                      "look whether the machine is overloaded") from error
     return Ran(ran.returncode, decode(ran.stdout), decode(ran.stderr))
 
 
 def find_program(name: str, folders: str, base: str) -> str:
-    """The path of a program: `name` itself when it has a slash (relative to `base`), else looked for in `folders`."""
+    """A program's path: `name` itself when it has a slash (relative to `base`), else one in `folders`."""
     places = [base] if "/" in name else folders.split(os.pathsep)
     for place in places:
         path = os.path.join(place or ".", name)
@@ -1722,7 +1712,7 @@ def feed_pipe(path: str, text: str, deadline_s: float) -> bool:
 # --- processes ---------------------------------------------------------------
 
 def parse_stat(line: str) -> Optional[ProcessRow]:
-    """One /proc/PID/stat line; None for a process that is dead already. The name in brackets may hold anything."""
+    """One /proc/PID/stat line; None for a dead process. The name in brackets may hold anything."""
     pid, _, rest = line.partition(" (")
     fields = rest.rpartition(") ")[2].split()
     if len(fields) < 20 or fields[0] in "ZX":
@@ -1772,16 +1762,16 @@ def is_alive(process: Process) -> bool:
 
 
 def holds_variable(pid: int, assignment: str) -> bool:
-    """Whether a process was started with `NAME=value` in its environment; False where the system does not tell."""
+    """Whether a process began with `NAME=value` in its environment; False where the system does not tell."""
     text = read_file("/proc/%d/environ" % pid)
     return bool(text) and assignment in text.split("\0")
 
 
 def find_tree(root: Process, assignment: str) -> list[Process]:
-    """The living processes of a worker, never ourselves: below `root`, in its session, or started with the mark.
+    """The living processes of a worker, never ourselves: below `root`, in its session, or with the mark.
 
-    The mark, `NAME=value` in the environment, finds what left the tree and the session: children that called setsid
-    and whose parent is gone.
+    The mark, `NAME=value` in the environment, finds what left the tree and the session: children that called
+    setsid and whose parent is gone.
     """
     rows = read_process_rows()
     family = {root.pid} if any(row.process == root for row in rows) else set()
@@ -1807,7 +1797,8 @@ def end_processes(find: Callable[[], list[Process]], grace_s: float = 2.0) -> li
     `find` is asked again each time, since a process can start another one while it is ended.
     """
     left = find()
-    for number, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, grace_s), (signal.SIGKILL, grace_s)):
+    steps = ((signal.SIGTERM, grace_s), (signal.SIGKILL, grace_s), (signal.SIGKILL, grace_s))
+    for number, patience_s in steps:
         for process in left:
             signal_process(process, number)
         for _ in until(patience_s if left else 0.0):
@@ -1825,7 +1816,7 @@ def watch_death(pid: int) -> Iterator[Optional[int]]:
     opener = getattr(os, "pidfd_open", None)
     handle = None
     if opener and pid > 0:
-        with contextlib.suppress(OSError):   # dead already, an old kernel, a sandbox: the slow look finds it too
+        with contextlib.suppress(OSError):   # already dead, old kernel, sandbox: the slow look finds it too
             handle = opener(pid)
     try:
         yield handle
@@ -1871,7 +1862,7 @@ class ServerGone(Failure):
 
 
 def socket_identity(path: str) -> Optional[list[int]]:
-    """Tells a server's socket from the one that another server makes at the same path later; None without a file."""
+    """Tells a server's socket from one that another makes at the same path later; None without a file."""
     try:
         facts = os.stat(path)
     except OSError:
@@ -1880,7 +1871,7 @@ def socket_identity(path: str) -> Optional[list[int]]:
 
 
 def parse_tmux_version(text: str) -> Optional[tuple[int, int]]:
-    """(3, 3) from `tmux 3.3a`, `tmux next-3.5` or `tmux openbsd-7.4`; None when there is no number (`tmux master`)."""
+    """(3, 3) from `tmux 3.3a`, `tmux next-3.5`, `tmux openbsd-7.4`; None without a number (`tmux master`)."""
     found = re.search(r"(\d+)\.(\d+)", text)
     return (int(found.group(1)), int(found.group(2))) if found else None
 
@@ -1901,7 +1892,8 @@ def explain_tmux(ran: Ran, doing: str) -> Failure:
     """The failure for a tmux command that did not work."""
     words = ran.err.strip().splitlines()[0] if ran.err.strip() else "exit status %d" % ran.status
     if "not permitted" in words.lower() or "permission denied" in words.lower():
-        return Unusable("tmux: %s: %s" % (doing, words), "allow this sandbox to use tmux, or run outside of it")
+        return Unusable("tmux: %s: %s" % (doing, words),
+                        "allow this sandbox to use tmux, or run outside of it")
     if "too long" in words.lower():
         return Unusable("tmux: %s: %s" % (doing, words), "set TMUX_TMPDIR to a folder with a short path")
     return Failure("tmux: %s: %s" % (doing, words), "run it again with -v to see the tmux commands")
@@ -1914,11 +1906,12 @@ class TmuxServer:
         self.socket, self.version, self.echo = socket, version, echo
 
     def keep_dead(self, *target: str) -> tuple[str, ...]:
-        """The commands that keep a pane whose program has ended, without a line about it that scrolls the screen."""
+        """The commands that keep an ended program's pane, without a line about it that scrolls the screen."""
         silence = (";", "set-option", *target, "remain-on-exit-format", "") if self.version >= (3, 3) else ()
         return ("set-option", *target, "remain-on-exit", "on", *silence)
 
-    def run(self, *words: str, stdin: str = "", env: Optional[dict[str, str]] = None, timeout_s: float = 15.0) -> Ran:
+    def run(self, *words: str, stdin: str = "", env: Optional[dict[str, str]] = None,
+            timeout_s: float = 15.0) -> Ran:
         """Runs tmux commands on this server, separated by ";"."""
         address = "-S" if "/" in self.socket else "-L"
         return run_command("tmux", "-u", address, self.socket, *words, stdin=stdin, env=env, echo=self.echo,
@@ -1927,20 +1920,22 @@ class TmuxServer:
     def start(self, argv: tuple[str, ...], env: dict[str, str]) -> PaneFacts:
         """Starts the server with one session that runs `argv`, at a fixed size that no client changes.
 
-        tmux 3.2a takes the size from resize-window only, and `window-size manual` as an option kills 3.3 to 3.6:
-        resize-window sets it for this window without harm. The user's own tmux.conf is not read.
+        tmux 3.2a takes the size from resize-window only, and `window-size manual` as an option kills 3.3 to
+        3.6: resize-window sets it for this window without harm. The user's own tmux.conf is not read.
         """
         width, height = map(str, PANE_SIZE)
         ran = self.run("-f", "/dev/null", "set-option", "-g", "mouse", "on", ";",
                        "set-option", "-g", "history-limit", "50000", ";",
-                       "new-session", "-d", "-P", "-F", PANE_FACTS, "-s", "main", "-x", width, "-y", height, *argv, ";",
+                       "new-session", "-d", "-P", "-F", PANE_FACTS, "-s", "main",
+                       "-x", width, "-y", height, *argv, ";",
                        "resize-window", "-t", "main", "-x", width, "-y", height, ";",
                        *self.keep_dead("-w", "-t", "main"), env=env, timeout_s=60.0)
         return self._read_facts(ran, "starting a session")
 
     def split(self, beside: str, direction: str, argv: tuple[str, ...], folder: str) -> PaneFacts:
         """Opens a pane that runs `argv` beside another one, and leaves the focus where it is."""
-        ran = self.run("split-window", "-d", direction, "-P", "-F", PANE_FACTS, "-t", beside, "-c", folder, *argv)
+        ran = self.run("split-window", "-d", direction, "-P", "-F", PANE_FACTS,
+                       "-t", beside, "-c", folder, *argv)
         facts = self._read_facts(ran, "opening a pane")
         self.run(*self.keep_dead("-p", "-t", facts.pane))
         return facts
@@ -1958,7 +1953,7 @@ class TmuxServer:
         return (int(found.group(1)), int(found.group(2))) if found else (0, 0)
 
     def send_keys(self, pane: str, keys: Iterable[str]) -> None:
-        """Presses keys in a pane. A person who scrolled it is brought back first: keys would be lost (tmux 3.3a)."""
+        """Presses keys in a pane. A scrolled one is brought back first: keys would be lost (tmux 3.3a)."""
         self.run("if-shell", "-F", "-t", pane, "#{pane_in_mode}", "send-keys -t %s -X cancel" % pane, ";",
                  "send-keys", "-t", pane, *keys)
 
@@ -1973,7 +1968,8 @@ class ControlClient:
         flags = ("-f", CLIENT_FLAGS) if server.version >= (3, 2) else ()
         argv = ("tmux", "-u", "-C", "-S", server.socket, "attach-session", "-t", pane, *flags)
         self._buffer = b""
-        self._client = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self._client = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.DEVNULL)
         try:
             self._read_block(time.monotonic() + 15.0)   # the answer to attach-session itself
         except Failure:
@@ -1987,7 +1983,7 @@ class ControlClient:
         self.close()
 
     def close(self) -> None:
-        """Ends and reaps the client: a server with an unread one once stayed alive for an hour (tmux 3.3a)."""
+        """Ends and reaps the client: a server with an unread one once lived on for an hour (tmux 3.3a)."""
         for pipe in (self._client.stdin, self._client.stdout):
             with contextlib.suppress(OSError):   # it may be gone already
                 pipe.close()
@@ -2011,7 +2007,8 @@ class ControlClient:
         while b"\n" not in self._buffer:
             stdout = self._client.stdout.fileno()
             if not select.select([stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise Failure("tmux: the control client does not answer", "look whether the machine is overloaded")
+                raise Failure("tmux: the control client does not answer",
+                              "look whether the machine is overloaded")
             data = os.read(stdout, 1 << 16)
             if not data:
                 raise ServerGone("tmux: the server is gone")
@@ -2037,8 +2034,8 @@ class ControlClient:
 # =============================================================================
 # 9. Runs
 # =============================================================================
-# The folder of a run: its id, its state on disk, its events. The folder is the only state there is: any process of
-# the same user can go on where another one was killed. Knows no tmux and no screens.
+# The folder of a run: its id, its state on disk, its events. The folder is the only state there is: any
+# process of the same user can go on where another one was killed. Knows no tmux and no screens.
 
 RUN_FORMAT = 1   # of run.json; a copy of another version names what it cannot read and leaves it alone
 RUN_VARIABLE = "SELFTALK_RUN"       # the folder of the run a process belongs to
@@ -2095,7 +2092,8 @@ class Run:
 
     def log(self, event: str, **facts: Any) -> None:
         """Adds an event to events.jsonl."""
-        append_line(self.path("events.jsonl"), json.dumps({"at": round(time.time(), 3), "event": event, **facts}))
+        entry = {"at": round(time.time(), 3), "event": event, **facts}
+        append_line(self.path("events.jsonl"), json.dumps(entry))
 
     def reload(self) -> None:
         """Reads run.json again: somebody else may have ended the run."""
@@ -2148,7 +2146,7 @@ def remove_folder(folder: str) -> None:
         if os.path.isdir(path) and not os.path.islink(path):
             remove_folder(path)
             continue
-        with contextlib.suppress(OSError):   # disk trouble brought us here; the first error is the one to report
+        with contextlib.suppress(OSError):   # disk trouble brought us here; the first error is reported
             os.unlink(path)
     with contextlib.suppress(OSError):
         os.rmdir(folder)
@@ -2238,8 +2236,8 @@ When all of this is done, as your very last step, write a short summary to the f
 {folder}/done.md.tmp
 and then rename it to
 {folder}/done.md
-The summary is all that the one who asked will see: name the files you changed, the checks you ran and how they
-went, and what is left open. Do not write these two files before everything else is finished."""
+The summary is all that the one who asked will see: name the files you changed, the checks you ran and how
+they went, and what is left open. Do not write these two files before everything else is finished."""
 
 POINTER_PROMPT = "Read the file {folder}/prompt.md and do exactly what it says."
 
@@ -2293,7 +2291,8 @@ def compose_env(profile: Profile, base: dict[str, str], is_root: bool) -> dict[s
     `Unusable` names a `from_env` variable that is not set.
     """
     markers = {marker for row in AGENTS.values() for marker in row.start.markers}
-    env = {name: value for name, value in base.items() if name not in markers and name not in DROPPED_VARIABLES}
+    env = {name: value for name, value in base.items()
+           if name not in markers and name not in DROPPED_VARIABLES}
     if needs_utf8(env):
         env["LC_ALL"] = "en_US.UTF-8" if sys.platform == "darwin" else "C.UTF-8"
     env.update(profile.agent.start.env)
@@ -2339,7 +2338,8 @@ def prompt_words(profile: Profile) -> str:
         return ' < "$run/prompt.md"'
     if profile.prompt == "prompt-file-arg":
         return ""
-    return "".join(' "$PROMPT"' if word == "{prompt}" else " " + shlex.quote(word) for word in profile.agent.start.prompt)
+    words = profile.agent.start.prompt
+    return "".join(' "$PROMPT"' if word == "{prompt}" else " " + shlex.quote(word) for word in words)
 
 
 def is_command(prompt: str, start: Start) -> bool:
@@ -2364,12 +2364,13 @@ def render_launcher(run: Run, launch: Launch, receives_env: bool) -> str:
     profile = launch.profile
     by_file = goes_by_file(run_prompt(run, launch.prompt, profile.agent.start), profile.agent.start)
     command = [launch.program, *agent_args(profile, launch.workspace, run.folder)]
+    pointer = shlex.quote(POINTER_PROMPT.format(folder=run.folder))
     return LAUNCHER.format(
         id=run.id, profile=profile.name, agent=profile.agent.name, folder=shlex.quote(run.folder),
         dropped=" ".join(DROPPED_VARIABLES), workspace=shlex.quote(launch.workspace),
         receive='[ -p "$run/env" ] && eval "$(cat "$run/env")"\n' if receives_env else "",
         needed="".join(': "${%s?is set by the profile}"\n' % name for name, _ in profile.env),
-        prompt=shlex.quote(POINTER_PROMPT.format(folder=run.folder)) if by_file else '$(cat "$run/prompt.md")',
+        prompt=pointer if by_file else '$(cat "$run/prompt.md")',
         command=" ".join(map(shlex.quote, command)) + prompt_words(profile))
 
 
@@ -2382,8 +2383,9 @@ def split_direction(width: int, height: int) -> str:
     return ""
 
 
-def find_room(caller_env: dict[str, str], version: tuple[int, int], echo: Optional[Tell]) -> tuple[Optional[TmuxServer], str]:
-    """The caller's tmux server and the direction to split its pane; (None, "") when there is no pane or no room."""
+def find_room(caller_env: dict[str, str], version: tuple[int, int],
+              echo: Optional[Tell]) -> tuple[Optional[TmuxServer], str]:
+    """The caller's tmux server and the direction to split its pane; (None, "") without a pane or room."""
     socket, pane = caller_env.get("TMUX", "").split(",")[0], caller_env.get("TMUX_PANE", "")
     if not socket or not pane:
         return None, ""
@@ -2407,14 +2409,15 @@ def open_session(run: Run, launch: Launch, version: tuple[int, int], echo: Optio
             if "duplicate session" not in error.what:
                 raise
         name = "selftalk-%d-%d" % (run.id, number)
-    raise Failure("tmux: no free name for run %d's server" % run.id, "end the old ones: tmux -L NAME kill-server")
+    raise Failure("tmux: no free name for run %d's server" % run.id,
+                  "end the old ones: tmux -L NAME kill-server")
 
 
 def open_beside(run: Run, launch: Launch, server: TmuxServer, direction: str, beside: str) -> PaneFacts:
     """Starts the worker in a pane beside the caller.
 
-    That server was started by somebody else, with another environment. The worker's comes through a named pipe: it
-    is never on disk, in an argument or in an option of tmux.
+    That server was started by somebody else, with another environment. The worker's comes through a named
+    pipe: it is never on disk, in an argument or in an option of tmux.
     """
     write_file(run.path("launch.sh"), render_launcher(run, launch, True), mode=0o700)
     env = dict(launch.env, SELFTALK_RUN=run.folder)
@@ -2445,7 +2448,7 @@ class RecordFollower:
 
     def __init__(self, record: Optional[Record], run: Run) -> None:
         self.record, self.said = record, Said()
-        self._needle = run.folder + "/"   # every prompt of ours names a file in it, so the agent's record does too
+        self._needle = run.folder + "/"   # each prompt of ours names a file in it, so the record does too
         self._since = run.facts["started_at"]
         self._path, self._offset, self._partial, self._size = "", 0, b"", -1
         self._pattern = os.path.join(run.facts["record_home"], record.files) if record else ""
@@ -2477,7 +2480,8 @@ class RecordFollower:
     def _is_ours(self, path: str) -> bool:
         if self.record.query:
             return True
-        return modified_at(path) >= self._since - 1.0 and holds_run(read_file(path) or "", self._needle, self._since)
+        is_recent = modified_at(path) >= self._since - 1.0
+        return is_recent and holds_run(read_file(path) or "", self._needle, self._since)
 
     def _read_lines(self) -> Said:
         data = read_bytes(self._path, self._offset) or b""
@@ -2504,7 +2508,8 @@ class Worker:
 
     def __init__(self, run: Run, echo: Optional[Tell] = None) -> None:
         self.run, self.agent = run, AGENTS[run.facts["agent"]]
-        self.pane, self.server = run.facts["pane"], TmuxServer(run.facts["socket"], tuple(run.facts["tmux"]), echo)
+        self.pane = run.facts["pane"]
+        self.server = TmuxServer(run.facts["socket"], tuple(run.facts["tmux"]), echo)
         self.record = RecordFollower(self.agent.record, run)
         self.launcher = fact_process(run.facts["launcher"])
         self._client, self.last_screen = None, Screen("")
@@ -2524,7 +2529,7 @@ class Worker:
                 or self.record.has_grown or not has_process(self.launcher.pid))
 
     def look(self) -> Sight:
-        """A whole look. What ends a turn is read first and its fruits last, so that none is missed in between."""
+        """A whole look. What ends a turn is read first and its fruits last, so none is missed in between."""
         status = read_exit(self.run)
         is_gone = status is not None or not is_alive(self.launcher)
         status = read_exit(self.run)   # written just before the launcher ended
@@ -2536,8 +2541,8 @@ class Worker:
         return Sight(status, is_gone, screen, verdict, said, read_file(self.run.path("done.md")))
 
     def await_drained(self) -> None:
-        """Waits until tmux has read the last words of a worker that ended: they come after its exit status. A child
-        that still has the terminal open keeps tmux from ever saying so; then half a second has to do."""
+        """Waits until tmux has read the last words of a worker that ended: they come after its exit status.
+        A child that still has the terminal open keeps tmux from saying so; then half a second has to do."""
         with contextlib.suppress(ServerGone):
             for _ in until(0.5):
                 if self._ask("display-message -p -t %s '#{pane_dead}'" % self.pane)[0] == "1":
@@ -2581,8 +2586,8 @@ def find_dialog(screen: Screen, dialogs: tuple[Dialog, ...]) -> Optional[Dialog]
 
 
 def dialog_keys(screen: Screen, dialog: Dialog) -> tuple[str, ...]:
-    """The keys that answer a dialog, or only those that move to the wanted option while it is not selected yet; none
-    when it cannot be seen. So the option is seen to be selected before it is taken."""
+    """The keys that answer a dialog, or only those that move to the wanted option while it is not selected
+    yet; none when it cannot be seen. So the option is seen to be selected before it is taken."""
     if not dialog.choose:
         return dialog.keys
     moves = plan_keys(find_options(cut_region(screen, "bottom:20", {})), dialog.choose)
@@ -2590,7 +2595,7 @@ def dialog_keys(screen: Screen, dialog: Dialog) -> tuple[str, ...]:
 
 
 def answer_dialog(worker: Worker, sight: Sight, answered: tuple[str, ...]) -> str:
-    """Goes one step towards the answer of the dialog on the screen; its name, or "" when it may not be answered.
+    """Goes one step towards the answer of the dialog on screen; its name, or "" when it may not be answered.
 
     A dialog that is still there after six steps is not touched any more.
     """
@@ -2607,8 +2612,9 @@ def answer_dialog(worker: Worker, sight: Sight, answered: tuple[str, ...]) -> st
 
 def quit_worker(worker: Worker) -> None:
     """Presses the agent's quit keys, when it is ready for them, and gives it some time to go."""
-    keys = worker.agent.pane.quit
-    if not keys or judge_screen(worker.capture(), worker.agent.pane.rules, worker.agent.pane.marks).state != "ready":
+    pane = worker.agent.pane
+    keys = pane.quit
+    if not keys or judge_screen(worker.capture(), pane.rules, pane.marks).state != "ready":
         return
     worker.press(keys)
     for _ in until(QUIT_PATIENCE_S, pause=worker.pause):
@@ -2617,17 +2623,18 @@ def quit_worker(worker: Worker) -> None:
 
 
 def end_pane(run: Run, echo: Optional[Tell] = None) -> list[Process]:
-    """Ends everything that a run's worker started, then its pane or server. Returns what could not be ended."""
+    """Ends all that a run's worker started, then its pane or server. Returns what could not be ended."""
     server_process = fact_process(run.facts["server"])
     launcher = fact_process(run.facts["launcher"])
-    left = end_processes(lambda: [process for process in find_tree(launcher, run.mark) if process != server_process])
+    left = end_processes(lambda: [process for process in find_tree(launcher, run.mark)
+                                  if process != server_process])
     if run.facts["place"] == "pane":
         if is_alive(server_process):   # another server on that socket would have another pane of this number
             TmuxServer(run.facts["socket"], tuple(run.facts["tmux"]), echo).kill_pane(run.facts["pane"])
         return left
     left += end_processes(lambda: [server_process] if is_alive(server_process) else [], grace_s=5.0)
     if socket_identity(run.facts["socket"]) == run.facts["socket_identity"]:
-        with contextlib.suppress(FileNotFoundError):   # TERM ends a tmux server like kill-server; its socket often stays
+        with contextlib.suppress(FileNotFoundError):   # TERM is like kill-server, but the socket often stays
             os.unlink(run.facts["socket"])
     return left
 
@@ -2647,7 +2654,7 @@ def end_pane(run: Run, echo: Optional[Tell] = None) -> list[Process]:
 # =============================================================================
 # 14. Conduct
 # =============================================================================
-# One run, from request to outcome: start, wait, end. The rules of waiting are a pure function of what was seen.
+# One run, from request to outcome: start, wait, end. The rules of waiting: a pure function of what was seen.
 
 HEARTBEAT_S = 60.0
 STALL_S = 600.0
@@ -2703,8 +2710,8 @@ def count_depth(env: dict[str, str], max_depth: int) -> int:
     given = env.get(DEPTH_VARIABLE, "")
     depth = int(given) + 1 if given.isdigit() else 1
     if max_depth and depth > max_depth:
-        raise Unusable("this run would be number %d inside of each other, the config allows %d" % (depth, max_depth),
-                       "do the work here, or raise max_depth")
+        raise Unusable("this run would be number %d inside of each other, the config allows %d"
+                       % (depth, max_depth), "do the work here, or raise max_depth")
     return depth
 
 
@@ -2718,12 +2725,14 @@ def prepare_launch(request: Request, base: dict[str, str], depth: int) -> Launch
     env[DEPTH_VARIABLE] = str(depth)
     program = find_program(profile.command, env.get("PATH", os.defpath), request.workspace)
     if not program:
-        advice = "install it: %s" % profile.agent.install if profile.agent.install else "check `command` in the config"
+        install = profile.agent.install
+        advice = "install it: %s" % install if install else "check `command` in the config"
         raise Missing("profile `%s`: %s: not found" % (profile.name, profile.command), advice)
     return Launch(profile, request.workspace, request.prompt, env, program)
 
 
-def open_place(run: Run, launch: Launch, place: str, base: dict[str, str], echo: Optional[Tell]) -> tuple[str, PaneFacts]:
+def open_place(run: Run, launch: Launch, place: str, base: dict[str, str],
+               echo: Optional[Tell]) -> tuple[str, PaneFacts]:
     """Starts the worker where it was asked for; a session when there is no room for a pane."""
     version = tuple(run.facts["tmux"])
     server, direction = find_room(base, version, echo) if place != "session" else (None, "")
@@ -2752,7 +2761,8 @@ def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = Non
         "profile": request.profile.name, "agent": request.profile.agent.name, "form": "task", "depth": depth,
         "parent": int(os.path.basename(parent)) if os.path.basename(parent).isdigit() else None,
         "workspace": request.workspace, "keep": request.keep, "max_time_s": request.max_time_s,
-        "stall_s": request.stall_s, "tmux": version, "started_at": time.time(), "caller": process_fact(read_process(os.getpid())),
+        "stall_s": request.stall_s, "tmux": version, "started_at": time.time(),
+        "caller": process_fact(read_process(os.getpid())),
         "record_home": record_home(request.profile.agent, launch.env)})
     try:
         write_file(run.path("prompt.md"), run_prompt(run, request.prompt, request.profile.agent.start))
@@ -2761,7 +2771,8 @@ def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = Non
         argv = [launch.program, *agent_args(request.profile, request.workspace, run.folder)]
         run.update(state="running", place=place, argv=argv, socket=facts.socket, pane=facts.pane,
                    socket_identity=socket_identity(facts.socket),
-                   launcher=process_fact(read_process(facts.pane_pid)), server=process_fact(read_process(facts.server_pid)))
+                   launcher=process_fact(read_process(facts.pane_pid)),
+                   server=process_fact(read_process(facts.server_pid)))
         run.log("spawned", place=place, socket=facts.socket, pane=facts.pane)
     except BaseException:
         discard_run(run)
@@ -2772,8 +2783,8 @@ def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = Non
 # --- waiting: the rules ------------------------------------------------------
 
 def settle_state(sight: Sight) -> str:
-    """One state from two sources. The agent's record outranks its screen, but for what only the screen knows: that a
-    question is open, and that something still runs in the background of a finished turn."""
+    """One state from two sources. The agent's record outranks its screen, but for what only the screen knows:
+    that a question is open, and that something still runs in the background of a finished turn."""
     shown, told = sight.verdict.state, sight.said.state
     if shown in ("asks", "login") or told == "unknown":
         return shown
@@ -2799,7 +2810,8 @@ def judge_trouble(state: str, sight: Sight) -> Ending:
            "login":   "start the agent once by hand and log in",
            "limited": "wait for the reset, or name another profile",
            "failed":  "read its last screen"}[state]
-    return Ending(state, "the agent %s: %s" % ("asks" if state == "asks" else "says", words), fix, said=sight.said)
+    verb = "asks" if state == "asks" else "says"
+    return Ending(state, "the agent %s: %s" % (verb, words), fix, said=sight.said)
 
 
 def judge_exit(sight: Sight) -> Ending:
@@ -2809,25 +2821,30 @@ def judge_exit(sight: Sight) -> Ending:
     if sight.said.state in ("failed", "limited", "login"):
         return judge_trouble(sight.said.state, sight)
     how = "vanished" if sight.exit_status is None else "exited with status %d" % sight.exit_status
-    return Ending("died", "the worker %s before it published anything" % how, "read its last screen", said=sight.said)
+    return Ending("died", "the worker %s before it published anything" % how, "read its last screen",
+                  said=sight.said)
 
 
 def judge_stall(progress: Progress, waited_s: float, agent: Agent, stall_s: float) -> Optional[Ending]:
     """The ending of a turn in which nothing has moved for too long."""
     silent_s = waited_s - progress.moved_s
     if silent_s >= stall_s:
-        seen = "no progress for %d s" % silent_s if progress.began or not agent.pane.rules else "the prompt was not taken"
+        was_taken = progress.began or not agent.pane.rules
+        seen = "no progress for %d s" % silent_s if was_taken else "the prompt was not taken"
         return Ending("stalled", seen, "look at it; then wait again, or stop it", said=progress.said)
     if agent.pane.silence_s and silent_s >= agent.pane.silence_s:
-        return Ending("answered", "nothing moved for %d s; taken as the end of the turn" % silent_s, source="screen")
+        return Ending("answered", "nothing moved for %d s; taken as the end of the turn" % silent_s,
+                      source="screen")
     return None
 
 
-def judge_turn(progress: Progress, sight: Sight, waited_s: float, agent: Agent, stall_s: float) -> Optional[Ending]:
+def judge_turn(progress: Progress, sight: Sight, waited_s: float, agent: Agent,
+               stall_s: float) -> Optional[Ending]:
     """The ending of the turn, or None while it goes on. `progress` has `sight` in it already.
 
-    In order of trust: done.md, the worker's end, the agent's record, its screen, silence. What only a screen says has
-    to be said twice in a row; and a screen that waits for input is no end before the turn was seen to start.
+    In order of trust: done.md, the worker's end, the agent's record, its screen, silence. What only a screen
+    says has to be said twice in a row; and a screen that waits for input is no end before the turn was seen
+    to start.
     """
     if sight.done and sight.done.strip():
         return Ending("answered", answer=sight.done, source="done.md", said=sight.said)
@@ -2849,16 +2866,17 @@ def write_ending(run: Run, ending: Ending) -> None:
     """Keeps an ending: the answer whole in turns/1.md, all else in turns/1.json."""
     now = time.time()
     write_file(run.path("turns/1.md"), ending.answer)
-    write_turn(run, {"outcome": ending.outcome, "what": ending.what, "fix": ending.fix, "source": ending.source,
-                     "model": ending.said.model, "tokens": ending.said.tokens, "ended_at": round(now, 3),
-                     "seconds": round(now - run.facts["started_at"], 3)})
+    write_turn(run, {"outcome": ending.outcome, "what": ending.what, "fix": ending.fix,
+                     "source": ending.source, "model": ending.said.model, "tokens": ending.said.tokens,
+                     "ended_at": round(now, 3), "seconds": round(now - run.facts["started_at"], 3)})
 
 
 def read_ending(run: Run) -> Ending:
     """The ending that was kept."""
     turn = read_turn(run)
     said = Said(model=turn.get("model") or "", tokens=turn.get("tokens"))
-    return Ending(turn["outcome"], turn["what"], turn["fix"], read_file(run.path("turns/1.md")) or "", turn["source"], said)
+    answer = read_file(run.path("turns/1.md")) or ""
+    return Ending(turn["outcome"], turn["what"], turn["fix"], answer, turn["source"], said)
 
 
 def end_worker(run: Run, outcome: str, echo: Optional[Tell]) -> None:
@@ -2867,8 +2885,8 @@ def end_worker(run: Run, outcome: str, echo: Optional[Tell]) -> None:
     run.log("ended", left=[process.pid for process in left])
     close_run(run, outcome=outcome, exit_status=read_exit(run), ended_at=time.time())
     if left:
-        raise Failure("run %d: processes that could not be ended: %s" % (run.id, " ".join(str(one.pid) for one in left)),
-                      "end them by hand")
+        pids = " ".join(str(one.pid) for one in left)
+        raise Failure("run %d: processes that could not be ended: %s" % (run.id, pids), "end them by hand")
 
 
 def finish_turn(worker: Worker, ending: Ending) -> Ending:
@@ -2904,14 +2922,15 @@ def stop_run(run: Run, echo: Optional[Tell] = None) -> bool:
             end_processes(lambda: find_tree(Process(0, ""), run.mark))
             close_run(run, outcome="stopped")
             return True
-        end_worker(run, "stopped" if run.facts["outcome"] in (None, *OPEN_OUTCOMES) else run.facts["outcome"], echo)
+        outcome = run.facts["outcome"]
+        end_worker(run, "stopped" if outcome in (None, *OPEN_OUTCOMES) else outcome, echo)
     return True
 
 
 # --- waiting: the deed -------------------------------------------------------
 
 def await_start(run: Run, wait_s: float) -> None:
-    """Waits until whoever starts a run has done so, or has died over it: then what there is of it is ended."""
+    """Waits until whoever starts a run has done so, or died over it: then what there is of it is ended."""
     for _ in until(wait_s):
         run.reload()
         if run.facts["state"] != "starting":
@@ -2934,7 +2953,8 @@ def try_dialog(worker: Worker, sight: Sight, ending: Ending, progress: Progress,
     name = answer_dialog(worker, sight, progress.answered)
     if not name:
         return ending, progress
-    return None, progress._replace(answered=progress.answered + (name,), asked=sight.screen.text, asked_s=waited_s)
+    return None, progress._replace(answered=progress.answered + (name,), asked=sight.screen.text,
+                                   asked_s=waited_s)
 
 
 def beat(run: Run, progress: Progress, waited_s: float, tell: Tell) -> Progress:
@@ -2959,22 +2979,25 @@ def await_ending(worker: Worker, wait_s: float, tell: Tell) -> Optional[Ending]:
         if ending:
             return ending
         if facts["max_time_s"] and time.time() - facts["started_at"] >= facts["max_time_s"]:
-            return Ending("late", "not done after %g s" % facts["max_time_s"], "give it more --max-time", said=sight.said)
+            return Ending("late", "not done after %g s" % facts["max_time_s"], "give it more --max-time",
+                          said=sight.said)
         progress = beat(worker.run, progress, waited_s, tell)
     return None
 
 
 def await_run(run: Run, wait_s: float, tell: Tell, echo: Optional[Tell] = None) -> Ending:
-    """Waits until a run's turn has ended, or for `wait_s`, and returns the ending; from any process, any number of
-    times. A run that has ended gives the same ending again."""
+    """Waits until a run's turn has ended, or for `wait_s`, and returns the ending; from any process, any
+    number of times. A run that has ended gives the same ending again."""
     if run.facts["state"] == "starting":
         await_start(run, wait_s)
     if run.facts["outcome"] not in (None, *OPEN_OUTCOMES):
         return read_ending(run)
     with Worker(run, echo) as worker:
         ending = await_ending(worker, wait_s, tell)
-        return finish_turn(worker, ending) if ending else Ending("running", "the wait of %g s is over, the worker goes "
-                                                                 "on" % wait_s, own_command("wait %d" % run.id))
+        if ending:
+            return finish_turn(worker, ending)
+        return Ending("running", "the wait of %g s is over, the worker goes on" % wait_s,
+                      own_command("wait %d" % run.id))
 
 
 def collect_run(run: Run, tell: Tell) -> None:
@@ -3012,7 +3035,7 @@ LAST_LINES = 12   # of a screen that is shown with a failure
 
 
 def watch_command(facts: dict[str, Any], how: str = "-r ") -> str:
-    """How to look at a worker, from any terminal of the same user, also from inside tmux; "" to type as well."""
+    """How to look at a worker, from any terminal of the same user, also inside tmux; "" to type as well."""
     return "tmux -S %s attach %s-t %s" % (shlex.quote(facts["socket"]), how, shlex.quote(facts["pane"]))
 
 
@@ -3032,33 +3055,38 @@ def ending_lines(run: Run, ending: Ending) -> list[str]:
     seconds = read_turn(run).get("seconds")
     head = "run %d: %s" % (run.id, ending.outcome)
     if ending.outcome == "answered":
-        head += " after %.1f s, from %s" % (seconds or 0.0, {"screen": "its screen"}.get(ending.source, ending.source))
+        source = {"screen": "its screen"}.get(ending.source, ending.source)
+        head += " after %.1f s, from %s" % (seconds or 0.0, source)
         return [head + ("; " + ending.what if ending.what else "")]
     if ending.outcome == "running":
         return ["%s: %s" % (head, ending.what), "  try: %s" % ending.fix]
     where = watch_command(run.facts, "") if ending.outcome in OPEN_OUTCOMES else run.path("screen.txt")
     fix = "%s: %s" % (ending.fix, where)
-    return ["%s: %s" % (head, ending.what), *last_lines(read_file(run.path("screen.txt")) or ""), "  try: %s" % fix]
+    screen = read_file(run.path("screen.txt")) or ""
+    return ["%s: %s" % (head, ending.what), *last_lines(screen), "  try: %s" % fix]
 
 
 def run_object(run: Run) -> dict[str, Any]:
     """A run as --json shows it."""
     facts = run.facts
     return {"id": run.id, "folder": run.folder, "watch": watch_command(facts) if "socket" in facts else None,
-            **{key: facts.get(key) for key in ("profile", "agent", "form", "place", "workspace", "state", "outcome",
-                                               "parent", "depth", "started_at", "ended_at", "exit_status")}}
+            **{key: facts.get(key) for key in ("profile", "agent", "form", "place", "workspace", "state",
+                                               "outcome", "parent", "depth", "started_at", "ended_at",
+                                               "exit_status")}}
 
 
 def result_object(run: Run, ending: Ending) -> dict[str, Any]:
     """A run and its ending as --json shows them."""
-    return {**run_object(run), "outcome": ending.outcome, "answer": ending.answer, "source": ending.source or None,
-            "what": ending.what or None, "fix": ending.fix or None, "model": ending.said.model or None,
-            "tokens": ending.said.tokens, "seconds": read_turn(run).get("seconds")}
+    return {**run_object(run), "outcome": ending.outcome, "answer": ending.answer,
+            "source": ending.source or None, "what": ending.what or None, "fix": ending.fix or None,
+            "model": ending.said.model or None, "tokens": ending.said.tokens,
+            "seconds": read_turn(run).get("seconds")}
 
 
 def failure_object(failure: Failure) -> dict[str, Any]:
     """Expected trouble as --json shows it."""
-    return {"error": {"word": failure.word, "code": failure.code, "what": failure.what, "fix": failure.fix or None}}
+    return {"error": {"word": failure.word, "code": failure.code, "what": failure.what,
+                      "fix": failure.fix or None}}
 
 
 def profile_object(profile: Profile, config: Config, workspace: str) -> dict[str, Any]:
@@ -3082,7 +3110,8 @@ def run_line(run: Run, now: float) -> str:
     facts = run.facts
     minutes = (now - facts["started_at"]) / 60
     age = "%d min" % minutes if minutes < 120 else "%d h" % (minutes / 60)
-    return "%4d  %-9s %-16s %8s  %s" % (run.id, facts["outcome"] or facts["state"], facts["profile"], age, facts["workspace"])
+    outcome = facts["outcome"] or facts["state"]
+    return "%4d  %-9s %-16s %8s  %s" % (run.id, outcome, facts["profile"], age, facts["workspace"])
 
 
 def event_line(event: dict[str, Any]) -> str:
@@ -3141,14 +3170,15 @@ def print_object(value: object) -> None:
 def check_prompt(data: bytes, source: str) -> str:
     """The text of a prompt. `Unusable` for what no agent can be given."""
     if len(data) > LARGEST_PROMPT_BYTES:
-        raise Unusable("%s: the prompt has %d bytes, more than %d" % (source, len(data), LARGEST_PROMPT_BYTES),
-                       "name the file in a short prompt instead")
+        raise Unusable("%s: the prompt has %d bytes, more than %d"
+                       % (source, len(data), LARGEST_PROMPT_BYTES), "name the file in a short prompt instead")
     if b"\0" in data:
         raise Unusable("%s: the prompt holds a NUL byte at %d" % (source, data.index(b"\0")), "send text")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise Unusable("%s: the prompt is not UTF-8 at byte %d" % (source, error.start), "convert it: iconv -t utf-8") from error
+        raise Unusable("%s: the prompt is not UTF-8 at byte %d" % (source, error.start),
+                       "convert it: iconv -t utf-8") from error
     if not text.strip():
         raise Unusable("%s: the prompt is empty" % source, "say what is to be done")
     return text
@@ -3175,7 +3205,8 @@ def read_stdin_prompt(handle: int) -> str:
     if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)):
         raise Unusable("no prompt", "add it as words, as -f FILE, or on stdin")
     if not select.select([handle], [], [], PIPE_PATIENCE_S)[0]:
-        raise Unusable("stdin: a pipe that sends nothing and does not close", "close it (< /dev/null) or give the prompt as words")
+        raise Unusable("stdin: a pipe that sends nothing and does not close",
+                       "close it (< /dev/null) or give the prompt as words")
     with open(handle, "rb", closefd=False) as file:
         return check_prompt(file.read(LARGEST_PROMPT_BYTES + 1), "stdin")
 
@@ -3207,7 +3238,8 @@ def ask_first_question() -> bool:
     tty.setraw(0)
     try:
         while True:
-            rows = [("❯ " if number == chosen else "  ") + label for number, label in enumerate(("No, leave", "Yes, work here"))]
+            labels = enumerate(("No, leave", "Yes, work here"))
+            rows = [("❯ " if number == chosen else "  ") + label for number, label in labels]
             draw("Demo worker: may I work in this folder?", "", *rows, "", "Enter to confirm")
             for key in re.findall(rb"\x1b\[.|.", os.read(0, 64), re.DOTALL):
                 if key in b"\r\n":
@@ -3218,7 +3250,7 @@ def ask_first_question() -> bool:
 
 
 def play_demo_worker(prompt: str) -> int:
-    """A worker with the manners of a real one: it asks, gets ready, works for a moment, answers, and stays."""
+    """A worker with the manners of a real one: it asks, gets ready, works a moment, answers, and stays."""
     folder = re.search(r"^(.*)/done\.md\.tmp$", prompt, re.MULTILINE)
     if not folder or not os.isatty(0):
         raise Unusable("demo --worker: is started by the demo only", own_command("demo"))
@@ -3248,9 +3280,11 @@ def load_config(args: argparse.Namespace) -> Config:
             text = file.read().decode("utf-8-sig")
         return read_config(text, path)
     except OSError as error:
-        raise Unusable("%s: cannot be read: %s" % (path, (error.strerror or str(error)).lower()), "check --config") from error
+        words = (error.strerror or str(error)).lower()
+        raise Unusable("%s: cannot be read: %s" % (path, words), "check --config") from error
     except UnicodeDecodeError as error:
-        raise Unusable("%s: is not UTF-8 at byte %d" % (path, error.start), "convert it: iconv -t utf-8") from error
+        raise Unusable("%s: is not UTF-8 at byte %d" % (path, error.start),
+                       "convert it: iconv -t utf-8") from error
     except Unusable as error:
         raise Unusable("%s: %s" % (path, error.what), error.fix) from error
 
@@ -3279,8 +3313,8 @@ def cmd_run(args: argparse.Namespace) -> int:
     config = load_config(args)
     profile = find_profile(config, args.profile)
     profile = profile._replace(args=profile.args + tuple(args.arg))
-    request = Request(profile, choose_prompt(args), resolve_workspace(args.cwd or current_folder()), args.place,
-                      args.keep, args.max_time, args.stall, config.max_depth)
+    request = Request(profile, choose_prompt(args), resolve_workspace(args.cwd or current_folder()),
+                      args.place, args.keep, args.max_time, args.stall, config.max_depth)
     run = start_run(request, dict(os.environ), choose_echo(args))
     choose_tell(args)(started_line(run))
     return show_ending(run, await_run(run, args.wait, choose_tell(args), choose_echo(args)), args)
@@ -3323,7 +3357,8 @@ def cmd_profiles(args: argparse.Namespace) -> int:
     """Shows the profiles."""
     config = load_config(args)
     if args.json:
-        print_object([profile_object(profile, config, current_folder()) for profile in config.profiles.values()])
+        print_object([profile_object(profile, config, current_folder())
+                      for profile in config.profiles.values()])
         return 0
     for profile in config.profiles.values():
         print(profile_line(profile, config))
@@ -3367,25 +3402,34 @@ COMMON = (
     Arg(("-v", "--verbose"),   dict(action="store_true", help="show the tmux commands")),
 )
 CONFIG = (
-    Arg(("--config",),         dict(metavar="PATH", default="", help="a config instead of ~/.config/selftalk/config.yaml")),
+    Arg(("--config",),         dict(metavar="PATH", default="",
+                                    help="a config instead of ~/.config/selftalk/config.yaml")),
 )
 WAIT = (
-    Arg(("--wait",),           dict(type=parse_seconds, default=float("inf"), metavar="S", help="wait so long, then exit with 75")),
+    Arg(("--wait",),           dict(type=parse_seconds, default=float("inf"), metavar="S",
+                                    help="wait so long, then exit with 75")),
 )
 TASK = (
     Arg(("words",),            dict(nargs="*", metavar="PROMPT", help="the prompt; else -f FILE or stdin")),
     Arg(("-p", "--profile"),   dict(default="", metavar="NAME", help="the profile to use")),
     Arg(("-f", "--prompt-file"), dict(default="", metavar="FILE", help="read the prompt from a file")),
-    Arg(("--cwd",),            dict(default="", metavar="DIR", help="where the agent works; else the current folder")),
-    Arg(("--pane",),           dict(dest="place", action="store_const", const="pane", help="in a pane beside this one")),
-    Arg(("--session",),        dict(dest="place", action="store_const", const="session", help="in a detached session")),
+    Arg(("--cwd",),            dict(default="", metavar="DIR",
+                                    help="where the agent works; else the current folder")),
+    Arg(("--pane",),           dict(dest="place", action="store_const", const="pane",
+                                    help="in a pane beside this one")),
+    Arg(("--session",),        dict(dest="place", action="store_const", const="session",
+                                    help="in a detached session")),
     Arg(("--keep",),           dict(action="store_true", help="leave the worker alive when it is done")),
-    Arg(("--max-time",),       dict(type=parse_seconds, default=0.0, metavar="S", help="end the worker after so long")),
-    Arg(("--stall",),          dict(type=parse_seconds, default=STALL_S, metavar="S", help="give up when nothing moves for so long")),
-    Arg(("--arg",),            dict(action="append", default=[], metavar="ARG", help="one more argument for the agent")),
+    Arg(("--max-time",),       dict(type=parse_seconds, default=0.0, metavar="S",
+                                    help="end the worker after so long")),
+    Arg(("--stall",),          dict(type=parse_seconds, default=STALL_S, metavar="S",
+                                    help="give up when nothing moves for so long")),
+    Arg(("--arg",),            dict(action="append", default=[], metavar="ARG",
+                                    help="one more argument for the agent")),
 )
 COMMANDS = {
-    "run":      Verb(cmd_run,      "hand a task to an agent and print its answer", TASK + CONFIG + WAIT + COMMON),
+    "run":      Verb(cmd_run,      "hand a task to an agent and print its answer",
+                     TASK + CONFIG + WAIT + COMMON),
     "wait":     Verb(cmd_wait,     "go on waiting for a run",
                      (Arg(("id",), dict(metavar="ID", help="a run's number, or last")),) + WAIT + COMMON),
     "stop":     Verb(cmd_stop,     "end runs",
@@ -3414,7 +3458,8 @@ def help_text() -> str:
     codes = [(code, outcome) for outcome, (code, _) in OUTCOMES.items()] + [(130, "interrupted")]
     codes += [(failure.code, failure.word) for failure in FAILURES if failure is not Failure]
     ordered = ["%d %s" % pair for pair in sorted(codes)]
-    return HELP % (VERSION, verbs, "\n".join("  " + " · ".join(ordered[at:at + 7]) for at in range(0, len(ordered), 7)))
+    rows = "\n".join("  " + " · ".join(ordered[at:at + 7]) for at in range(0, len(ordered), 7))
+    return HELP % (VERSION, verbs, rows)
 
 
 def version_text() -> str:
@@ -3430,7 +3475,8 @@ def refuse_arguments(message: str) -> None:
 
 def parse_arguments(name: str, words: list[str]) -> argparse.Namespace:
     """The arguments of one verb."""
-    parser = argparse.ArgumentParser(prog="selftalk.py " + name, description=COMMANDS[name].help, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="selftalk.py " + name, description=COMMANDS[name].help,
+                                     allow_abbrev=False)
     parser.error = refuse_arguments
     for arg in COMMANDS[name].args:
         parser.add_argument(*arg.names, **arg.options)
