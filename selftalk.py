@@ -37,7 +37,12 @@ if sys.version_info < (3, 9):  # all of this file parses on Python 3.6, so that 
                      % (sys.version_info[0], sys.version_info[1], sys.argv[0]))
     sys.exit(3)
 
+if __name__ == "__main__":
+    import signal
+    signal.signal(signal.SIGINT, signal.SIG_DFL)   # Ctrl-C during the imports is no traceback
+
 import argparse
+import binascii
 import contextlib
 import errno
 import fcntl
@@ -112,7 +117,13 @@ class Missing(Failure):
     code, word = 3, "missing"
 
 
-FAILURES = (Failure, Unusable, Missing)
+class Interrupted(Failure):
+    """A person pressed Ctrl-C; a worker goes on."""
+
+    code, word = 130, "interrupted"
+
+
+FAILURES = (Failure, Unusable, Missing, Interrupted)
 
 
 class Screen(NamedTuple):
@@ -154,6 +165,11 @@ class Ending(NamedTuple):
 
 
 Tell = Callable[[str], None]   # takes one line meant for the person who waits
+
+
+def as_number(word: str) -> Optional[int]:
+    """The number that plain digits write; None for all else (str.isdigit takes "²" for a digit)."""
+    return int(word) if re.fullmatch("[0-9]{1,9}", word) else None
 
 
 def own_command(words: str) -> str:
@@ -533,7 +549,7 @@ AGENT_ROWS = (
               unattended=("--dangerously-skip-permissions",),
               commands="/", lead="",                  # 2.1.329: "/init …" is a command, and so is " /init …"
               # 2.1.197, 2.1.329: else the bypass warning comes, with "No, exit" preselected. Written nowhere.
-              added=(("--settings", ("--settings", '{"skipDangerousModePermissionPrompt":true}')),),
+              added=((r"--settings\b", ("--settings", '{"skipDangerousModePermissionPrompt":true}')),),
               env=(("CLAUDE_CODE_SANDBOXED", "1"),    # no trust dialog, and nothing is remembered
                    ("DISABLE_AUTOUPDATER", "1")),
               root_env=(("IS_SANDBOX", "1"),),        # or exit 1: "cannot be used with root/sudo privileges"
@@ -552,7 +568,7 @@ AGENT_ROWS = (
               # 0.169.0: any -c keeps the agent out of the shared daemon, in which a turn outlives its pane.
               # The update prompt has "Update now" preselected. Trust given so is written nowhere.
               added=(("check_for_update_on_startup", ("-c", "check_for_update_on_startup=false")),
-                     ("projects", ("-c", 'projects={{workspace_json}={trust_level="trusted"}}'))),
+                     (r"projects[.=]", ("-c", 'projects={{workspace_json}={trust_level="trusted"}}'))),
               markers=("CODEX_CI", "CODEX_THREAD_ID", "CODEX_SESSION_ID", "CODEX_TOOL_CALL_ID",
                        "CODEX_VERSION", "CODEX_PERMISSION_PROFILE", "CODEX_SANDBOX",
                        "CODEX_SANDBOX_NETWORK_DISABLED", "CODEX_MANAGED_BY_NPM",
@@ -1122,6 +1138,11 @@ def refuse_node(node: Node, what: str, fix: str) -> Unusable:
     return Unusable("line %d, column %d: %s" % (node.line, node.column, what), fix)
 
 
+def refuse_key(node: Node, what: str, fix: str) -> Unusable:
+    """The failure for a key, at the place of the key."""
+    return Unusable("line %d, column %d: %s" % (node.key_line, node.key_column, what), fix)
+
+
 def read_map(node: Node, what: str) -> dict[str, Node]:
     """The entries of a map; an empty value is an empty map. `Unusable` for anything else."""
     if node.value is None:
@@ -1131,11 +1152,11 @@ def read_map(node: Node, what: str) -> dict[str, Node]:
     return node.value
 
 
-def check_keys(node: Node, entries: dict[str, Node], known: tuple[str, ...], what: str) -> None:
+def check_keys(entries: dict[str, Node], known: tuple[str, ...], what: str) -> None:
     """Raises `Unusable` for the first key that nobody reads."""
     for key, value in entries.items():
         if key not in known:
-            raise refuse_node(value, "unknown key `%s` in %s" % (key, what), advise_word(str(key), known))
+            raise refuse_key(value, "unknown key `%s` in %s" % (key, what), advise_word(str(key), known))
 
 
 def read_text_value(node: Node, what: str) -> str:
@@ -1190,7 +1211,7 @@ def read_env(node: Node, what: str) -> tuple[tuple[str, Union[str, FromEnv]], ..
         if not isinstance(value.value, dict):
             found.append((name, read_text_value(value, "`%s` in %s" % (name, what))))
             continue
-        check_keys(value, value.value, ("from_env",), "`%s` in %s" % (name, what))
+        check_keys(value.value, ("from_env",), "`%s` in %s" % (name, what))
         if "from_env" not in value.value:
             raise refuse_node(value, "`%s` in %s is an empty map" % (name, what),
                               "write `from_env: NAME`, or a text")
@@ -1206,7 +1227,7 @@ def read_profile(name: object, node: Node) -> Profile:
     if not isinstance(name, str) or not name.strip() or not name.isprintable() or name.startswith("-"):
         raise refuse_node(node, "%s has no usable name" % what, "use a word, in quotes when it is a number")
     entries = read_map(node, what)
-    check_keys(node, entries, PROFILE_KEYS, what)
+    check_keys(entries, PROFILE_KEYS, what)
     command = read_text_value(entries["command"], "command of %s" % what) if "command" in entries else ""
     if not command.strip():
         raise refuse_node(node, "%s has no command" % what, "add `command: NAME` to it")
@@ -1230,7 +1251,7 @@ def read_config(text: str, source: str) -> Config:
     """The config in a text. `Unusable` names the line, the column and what to write instead."""
     top = parse_yaml(text)
     entries = read_map(top, "the config")
-    check_keys(top, entries, CONFIG_KEYS, "the config")
+    check_keys(entries, CONFIG_KEYS, "the config")
     profiles = {name: read_profile(name, node) for name, node in
                 read_map(entries["profiles"], "profiles").items()} if "profiles" in entries else {}
     if not profiles:
@@ -1286,8 +1307,12 @@ SPINNING = re.compile(r"[\d\s⠀-⣿✢✳✶✻✽✦·*•◦○●■⬝□�
 
 
 def clean_text(text: str) -> str:
-    """`text` without anything a terminal would obey; line ends are \\n. Workers' words go through here."""
-    return CONTROLS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+    """`text` without anything a terminal would obey; line ends are \\n. Workers' words go through here.
+
+    Half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes U+FFFD.
+    """
+    plain_text = CONTROLS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+    return plain_text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def progress_mark(screen: Screen) -> str:
@@ -1575,9 +1600,10 @@ def run_command(*argv: str, timeout_s: float = 10.0, stdin: str = "", env: Optio
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     except FileNotFoundError as error:
         raise Missing("%s: not found" % argv[0], "install it, or add its folder to PATH") from error
-    except PermissionError as error:
-        raise Missing("%s: cannot be run: %s" % (argv[0], error.strerror),
-                      "check the file's permissions") from error
+    except OSError as error:
+        kind = Missing if error.errno in (errno.EACCES, errno.ENOEXEC) else Failure   # else E2BIG and its kin
+        raise kind("%s: cannot be run: %s" % (argv[0], (error.strerror or "").lower()),
+                   "run %s in a shell to see why" % argv[0]) from error
     except subprocess.TimeoutExpired as error:
         raise Failure("%s: no answer within %g s" % (argv[0], timeout_s),
                       "look whether the machine is overloaded") from error
@@ -1588,7 +1614,7 @@ def find_program(name: str, folders: str, base: str) -> str:
     """A program's path: `name` itself when it has a slash (relative to `base`), else one in `folders`."""
     places = [base] if "/" in name else folders.split(os.pathsep)
     for place in places:
-        path = os.path.join(place or ".", name)
+        path = os.path.abspath(os.path.join(place, name))
         if os.path.isfile(path) and os.access(path, os.X_OK):
             return path
     return ""
@@ -1694,6 +1720,14 @@ def hold_lock(path: str) -> Iterator[None]:
         os.close(handle)
 
 
+def make_pipe(path: str) -> None:
+    """Makes a named pipe that only we can use."""
+    try:
+        os.mkfifo(path, 0o600)
+    except OSError as error:
+        raise refuse_file(path, error) from error
+
+
 def feed_pipe(path: str, text: str, deadline_s: float) -> bool:
     """Writes a text into a named pipe once somebody reads it, then removes the pipe. False: nobody came."""
     try:
@@ -1706,7 +1740,8 @@ def feed_pipe(path: str, text: str, deadline_s: float) -> bool:
                 return True
         return False
     finally:
-        os.unlink(path)
+        with contextlib.suppress(FileNotFoundError):   # the run's folder was removed meanwhile
+            os.unlink(path)
 
 
 # --- processes ---------------------------------------------------------------
@@ -1731,7 +1766,8 @@ def parse_ps(line: str) -> Optional[ProcessRow]:
 def read_process_rows() -> list[ProcessRow]:
     """Every living process."""
     if not os.path.isdir("/proc/self"):
-        out = run_command("ps", "-axo", "pid=,ppid=,state=,lstart=").out
+        steady = dict(os.environ, LC_ALL="C", TZ="UTC0")   # a start time is to read the same to every caller
+        out = run_command("ps", "-axo", "pid=,ppid=,state=,lstart=", env=steady).out
         return [row for row in map(parse_ps, out.splitlines()) if row]
     lines = [read_file("/proc/%s/stat" % name) for name in os.listdir("/proc") if name.isdigit()]
     return [row for row in (parse_stat(line) for line in lines if line) if row]
@@ -1762,9 +1798,9 @@ def is_alive(process: Process) -> bool:
 
 
 def holds_variable(pid: int, assignment: str) -> bool:
-    """Whether a process began with `NAME=value` in its environment; False where the system does not tell."""
-    text = read_file("/proc/%d/environ" % pid)
-    return bool(text) and assignment in text.split("\0")
+    """Whether a process was started with `NAME=value` in its environment; False where nobody tells."""
+    data = read_bytes("/proc/%d/environ" % pid)
+    return bool(data) and os.fsencode(assignment) in data.split(b"\0")
 
 
 def find_tree(root: Process, assignment: str) -> list[Process]:
@@ -1787,7 +1823,7 @@ def find_tree(root: Process, assignment: str) -> list[Process]:
 def signal_process(process: Process, number: int) -> None:
     """Sends a signal to this very process, if it still lives."""
     if is_alive(process):
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):   # of a child that sudo started
             os.kill(process.pid, number)
 
 
@@ -1870,6 +1906,11 @@ def socket_identity(path: str) -> Optional[list[int]]:
     return [facts.st_ino, facts.st_mtime_ns]   # not the ctime: tmux changes the mode when a client comes
 
 
+def socket_path(name: str, folder: str) -> str:
+    """Where tmux puts the socket of the server called `name`; `folder` is $TMUX_TMPDIR, or ""."""
+    return os.path.join(folder or "/tmp", "tmux-%d" % os.getuid(), name)
+
+
 def parse_tmux_version(text: str) -> Optional[tuple[int, int]]:
     """(3, 3) from `tmux 3.3a`, `tmux next-3.5`, `tmux openbsd-7.4`; None without a number (`tmux master`)."""
     found = re.search(r"(\d+)\.(\d+)", text)
@@ -1932,10 +1973,10 @@ class TmuxServer:
                        *self.keep_dead("-w", "-t", "main"), env=env, timeout_s=60.0)
         return self._read_facts(ran, "starting a session")
 
-    def split(self, beside: str, direction: str, argv: tuple[str, ...], folder: str) -> PaneFacts:
+    def split(self, beside: str, direction: str, argv: tuple[str, ...]) -> PaneFacts:
         """Opens a pane that runs `argv` beside another one, and leaves the focus where it is."""
         ran = self.run("split-window", "-d", direction, "-P", "-F", PANE_FACTS,
-                       "-t", beside, "-c", folder, *argv)
+                       "-t", beside, *argv)   # no -c: tmux would obey what a folder's name holds
         facts = self._read_facts(ran, "opening a pane")
         self.run(*self.keep_dead("-p", "-t", facts.pane))
         return facts
@@ -2038,6 +2079,9 @@ class ControlClient:
 # process of the same user can go on where another one was killed. Knows no tmux and no screens.
 
 RUN_FORMAT = 1   # of run.json; a copy of another version names what it cannot read and leaves it alone
+START_FACTS = ("id", "state", "outcome", "profile", "agent", "workspace", "keep", "max_time_s", "stall_s",
+               "tmux", "started_at", "caller", "record_home")                        # from the first moment on
+PLACE_FACTS = ("place", "socket", "socket_identity", "pane", "launcher", "server")   # once there is a worker
 RUN_VARIABLE = "SELFTALK_RUN"       # the folder of the run a process belongs to
 DEPTH_VARIABLE = "SELFTALK_DEPTH"   # how many runs it is inside of
 
@@ -2054,10 +2098,14 @@ def read_run_facts(folder: str) -> dict[str, Any]:
     """What the run.json in a folder says. `Unusable` when this copy cannot read it."""
     try:
         facts = json.loads(read_file(os.path.join(folder, "run.json")) or "")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Unusable("%s: no readable run.json" % folder, "look into the folder") from error
     if not isinstance(facts, dict) or facts.get("format") != RUN_FORMAT:
         raise Unusable("%s: written by another version of selftalk" % folder, "use that version for it")
+    needed = START_FACTS if facts.get("state") == "starting" else START_FACTS + PLACE_FACTS
+    missing = [fact for fact in needed if fact not in facts]
+    if missing:
+        raise Unusable("%s: run.json lacks `%s`" % (folder, missing[0]), "look into the folder")
     return facts
 
 
@@ -2112,7 +2160,7 @@ def read_run(folder: str) -> Run:
 def list_numbers(folder: str) -> list[int]:
     """The entries of a folder that are numbers, in order; none when there is no folder."""
     try:
-        return sorted(int(name) for name in os.listdir(folder) if name.isdigit())
+        return sorted(int(name) for name in os.listdir(folder) if str(as_number(name)) == name)
     except OSError:
         return []
 
@@ -2140,7 +2188,9 @@ def open_mark(run: Run) -> str:
 
 
 def remove_folder(folder: str) -> None:
-    """Removes a folder of ours with all that is in it; what cannot be removed stays."""
+    """Removes a folder of ours with all that is in it; what cannot be removed stays. No link is followed."""
+    if os.path.islink(folder) or not os.path.isdir(folder):
+        return
     for name in os.listdir(folder):
         path = os.path.join(folder, name)
         if os.path.isdir(path) and not os.path.islink(path):
@@ -2159,8 +2209,9 @@ def new_run(state: str, facts: dict[str, Any]) -> Run:
     try:
         make_folder(run.path("turns"))
         run.update(format=RUN_FORMAT, id=run.id, version=VERSION, state="starting", outcome=None, **facts)
+        write_file(run.path("lock"), "")   # made now: on a full disk a run can still be ended
         write_file(open_mark(run), "")
-    except Failure:
+    except BaseException:
         remove_folder(folder)
         raise
     return run
@@ -2171,18 +2222,21 @@ def find_run(state: str, word: str) -> Run:
     numbers = list_numbers(os.path.join(state, "runs"))
     if word == "last" and numbers:
         return read_run(os.path.join(state, "runs", str(numbers[-1])))
-    if word.isdigit() and int(word) in numbers:
+    if as_number(word) in numbers and word == str(as_number(word)):
         return read_run(os.path.join(state, "runs", word))
     raise Unusable("run `%s` does not exist" % word, own_command("list"))
 
 
-def read_open_runs(state: str) -> list[Run]:
-    """The runs that are not over; those of another version are left out."""
+def read_runs(state: str, kind: str, tell: Tell) -> list[Run]:
+    """The runs of a state folder, in order: all of them ("runs"), or those that are not over ("open"). A run
+    that this copy cannot read is named and left alone."""
     runs = []
-    for number in list_numbers(os.path.join(state, "open")):
-        with contextlib.suppress(Unusable):
+    for number in list_numbers(os.path.join(state, kind)):
+        try:
             runs.append(read_run(os.path.join(state, "runs", str(number))))
-    return [run for run in runs if not run.is_over]
+        except Unusable as failure:
+            tell(failure.what)
+    return [run for run in runs if kind == "runs" or not run.is_over]
 
 
 def close_run(run: Run, **facts: Any) -> None:
@@ -2210,7 +2264,10 @@ def fact_process(fact: Any) -> Process:
 
 def resolve_workspace(folder: str) -> str:
     """The real path of a folder that can be entered: agents remember trust by real path."""
-    path = os.path.realpath(os.path.expanduser(folder))
+    try:
+        path = os.path.realpath(os.path.expanduser(folder))
+    except OSError as error:   # "." in a folder that was removed
+        raise Unusable("%s: no such folder" % folder, "name a folder that exists") from error
     if not os.path.isdir(path):
         raise Unusable("%s: no such folder" % folder, "name a folder that exists")
     if not os.access(path, os.R_OK | os.X_OK):
@@ -2244,15 +2301,15 @@ POINTER_PROMPT = "Read the file {folder}/prompt.md and do exactly what it says."
 LAUNCHER = """#!/bin/sh
 # selftalk run {id}: profile {profile}, agent {agent}.
 # Starts the agent in its workspace and writes its exit status to `exit`. Can be run again: sh launch.sh
-run={folder}
+# No variables here: a worker would inherit them under the names of its own.
 trap : HUP INT TERM     # the status is written also when the terminal goes away
+prompt() {{ {prompt}; }}
 {receive}unset {dropped}   # else a tmux command of the agent reaches the server it lives in
-{needed}PROMPT={prompt}
-cd {workspace} &&
+{needed}cd {workspace} &&
 {command}
-status=$?
-echo "$status" > "$run/exit.tmp" && mv "$run/exit.tmp" "$run/exit"
-exit "$status"
+set -- $?
+echo "$1" > {folder}/exit.tmp && mv {folder}/exit.tmp {folder}/exit
+exit "$1"
 """
 
 
@@ -2322,7 +2379,7 @@ def fill_holes(words: Iterable[str], holes: dict[str, str]) -> tuple[str, ...]:
 def added_args(profile: Profile, workspace: str) -> tuple[str, ...]:
     """The row's own args, less those that the profile decides itself."""
     words = tuple(word for sign, words in profile.agent.start.added for word in words
-                  if not any(sign in arg for arg in profile.args))
+                  if not any(re.match(sign, arg) for arg in profile.args))
     return fill_holes(words, {"workspace": workspace, "workspace_json": json.dumps(workspace)})
 
 
@@ -2332,14 +2389,14 @@ def agent_args(profile: Profile, workspace: str, folder: str) -> tuple[str, ...]
     return added_args(profile, workspace) + fill_holes(profile.args, {"prompt_file": prompt_file})
 
 
-def prompt_words(profile: Profile) -> str:
+def prompt_words(profile: Profile, folder: str) -> str:
     """How the launcher's command line gives the prompt, in shell."""
     if profile.prompt == "stdin":
-        return ' < "$run/prompt.md"'
+        return " < %s/prompt.md" % shlex.quote(folder)
     if profile.prompt == "prompt-file-arg":
         return ""
     words = profile.agent.start.prompt
-    return "".join(' "$PROMPT"' if word == "{prompt}" else " " + shlex.quote(word) for word in words)
+    return "".join(' "$(prompt)"' if word == "{prompt}" else " " + shlex.quote(word) for word in words)
 
 
 def is_command(prompt: str, start: Start) -> bool:
@@ -2361,17 +2418,17 @@ def goes_by_file(text: str, start: Start) -> bool:
 
 def render_launcher(run: Run, launch: Launch, receives_env: bool) -> str:
     """The launcher's text. It holds names of variables, never a value: a value may be a secret."""
-    profile = launch.profile
+    profile, folder = launch.profile, shlex.quote(run.folder)
     by_file = goes_by_file(run_prompt(run, launch.prompt, profile.agent.start), profile.agent.start)
     command = [launch.program, *agent_args(profile, launch.workspace, run.folder)]
-    pointer = shlex.quote(POINTER_PROMPT.format(folder=run.folder))
+    pointer = "printf %%s %s" % shlex.quote(POINTER_PROMPT.format(folder=run.folder))
     return LAUNCHER.format(
-        id=run.id, profile=profile.name, agent=profile.agent.name, folder=shlex.quote(run.folder),
+        id=run.id, profile=profile.name, agent=profile.agent.name, folder=folder,
         dropped=" ".join(DROPPED_VARIABLES), workspace=shlex.quote(launch.workspace),
-        receive='[ -p "$run/env" ] && eval "$(cat "$run/env")"\n' if receives_env else "",
+        receive='[ -p {0}/env ] && eval "$(cat {0}/env)"\n'.format(folder) if receives_env else "",
         needed="".join(': "${%s?is set by the profile}"\n' % name for name, _ in profile.env),
-        prompt=pointer if by_file else '$(cat "$run/prompt.md")',
-        command=" ".join(map(shlex.quote, command)) + prompt_words(profile))
+        prompt=pointer if by_file else "cat %s/prompt.md" % folder,
+        command=" ".join(map(shlex.quote, command)) + prompt_words(profile, run.folder))
 
 
 def split_direction(width: int, height: int) -> str:
@@ -2397,20 +2454,20 @@ def find_room(caller_env: dict[str, str], version: tuple[int, int],
 def open_session(run: Run, launch: Launch, version: tuple[int, int], echo: Optional[Tell]) -> PaneFacts:
     """Starts the worker in a detached session, on a server of its own.
 
-    Another state folder may have a run of the same number: then the server gets another name.
+    Another state folder may have a run of the same number: then the server gets another name. It is written
+    down before the server starts, so that a start that is cut short can be undone.
     """
     write_file(run.path("launch.sh"), render_launcher(run, launch, False), mode=0o700)
     env = dict(launch.env, SELFTALK_RUN=run.folder)
-    name = "selftalk-%d" % run.id
-    for number in range(2, 100):
+    for number in range(1, 100):
+        name = "selftalk-%d" % run.id if number == 1 else "selftalk-%d-%d" % (run.id, number)
+        run.update(socket=socket_path(name, launch.env.get("TMUX_TMPDIR", "")))
         try:
             return TmuxServer(name, version, echo).start(("sh", run.path("launch.sh")), env)
         except Failure as error:
             if "duplicate session" not in error.what:
                 raise
-        name = "selftalk-%d-%d" % (run.id, number)
-    raise Failure("tmux: no free name for run %d's server" % run.id,
-                  "end the old ones: tmux -L NAME kill-server")
+    raise Failure("tmux: no free name for run %d's server" % run.id, "end old ones: tmux -L NAME kill-server")
 
 
 def open_beside(run: Run, launch: Launch, server: TmuxServer, direction: str, beside: str) -> PaneFacts:
@@ -2421,8 +2478,8 @@ def open_beside(run: Run, launch: Launch, server: TmuxServer, direction: str, be
     """
     write_file(run.path("launch.sh"), render_launcher(run, launch, True), mode=0o700)
     env = dict(launch.env, SELFTALK_RUN=run.folder)
-    os.mkfifo(run.path("env"), 0o600)
-    facts = server.split(beside, direction, ("sh", run.path("launch.sh")), launch.workspace)
+    make_pipe(run.path("env"))
+    facts = server.split(beside, direction, ("sh", run.path("launch.sh")))
     lines = ["export %s=%s" % (name, shlex.quote(value)) for name, value in env.items()
              if ENV_NAME.match(name) and name not in ("TERM", "TERM_PROGRAM", "PWD", "SHLVL", "_")]
     if not feed_pipe(run.path("env"), "\n".join(lines) + "\n", 15.0):
@@ -2500,7 +2557,7 @@ class RecordFollower:
 def read_exit(run: Run) -> Optional[int]:
     """The exit status that the launcher wrote; None when it did not."""
     text = (read_file(run.path("exit")) or "").strip()
-    return int(text) if text.isdigit() else None
+    return as_number(text)
 
 
 class Worker:
@@ -2525,7 +2582,8 @@ class Worker:
 
     def has_news(self) -> bool:
         """A cheap look, a few system calls: whether the worker ended, published, or wrote in its record."""
-        return (file_size(self.run.path("exit")) > 0 or file_size(self.run.path("done.md")) >= 0
+        path = self.run.path
+        return (file_size(path("exit")) > 0 or file_size(path("done.md")) >= 0 or not os.path.isdir(path(""))
                 or self.record.has_grown or not has_process(self.launcher.pid))
 
     def look(self) -> Sight:
@@ -2622,21 +2680,39 @@ def quit_worker(worker: Worker) -> None:
             return
 
 
+def remove_socket(run: Run) -> None:
+    """Removes what a server of ours leaves at its socket's path, unless another server has it by now."""
+    if socket_identity(run.facts["socket"]) == run.facts["socket_identity"]:
+        with contextlib.suppress(FileNotFoundError):   # TERM is like kill-server: the socket may stay
+            os.unlink(run.facts["socket"])
+
+
 def end_pane(run: Run, echo: Optional[Tell] = None) -> list[Process]:
     """Ends all that a run's worker started, then its pane or server. Returns what could not be ended."""
-    server_process = fact_process(run.facts["server"])
-    launcher = fact_process(run.facts["launcher"])
-    left = end_processes(lambda: [process for process in find_tree(launcher, run.mark)
-                                  if process != server_process])
+    server, launcher = fact_process(run.facts["server"]), fact_process(run.facts["launcher"])
+    left = end_processes(lambda: [one for one in find_tree(launcher, run.mark) if one != server])
     if run.facts["place"] == "pane":
-        if is_alive(server_process):   # another server on that socket would have another pane of this number
+        if is_alive(server):   # another server on that socket would have another pane of this number
             TmuxServer(run.facts["socket"], tuple(run.facts["tmux"]), echo).kill_pane(run.facts["pane"])
         return left
-    left += end_processes(lambda: [server_process] if is_alive(server_process) else [], grace_s=5.0)
-    if socket_identity(run.facts["socket"]) == run.facts["socket_identity"]:
-        with contextlib.suppress(FileNotFoundError):   # TERM is like kill-server, but the socket often stays
-            os.unlink(run.facts["socket"])
+    left += end_processes(lambda: [server] if is_alive(server) else [], grace_s=5.0)
+    remove_socket(run)
     return left
+
+
+def end_start(run: Run) -> None:
+    """Ends what a start that was cut short has left: a server of which nobody knows more than its socket."""
+    end_processes(lambda: find_tree(Process(0, ""), run.mark))
+    path = run.facts.get("socket")
+    if not path or not os.path.exists(path):
+        return
+    server = TmuxServer(path, tuple(run.facts["tmux"]))
+    told = server.run("show-environment", "-g", RUN_VARIABLE)
+    if told.out.strip() == run.mark:   # where processes cannot be found by their environment
+        server.run("kill-server")
+    if told.status or told.out.strip() == run.mark:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 # =============================================================================
@@ -2680,13 +2756,12 @@ class Progress(NamedTuple):
     began: bool = False                # the turn was seen to start
     state: str = ""                    # of the last look
     looks: int = 0                     # in a row that saw this state
-    mark: str = ""                     # see progress_mark
-    moved_s: float = 0.0               # when that, or what the agent said, last changed
-    said: Said = Said()
+    mark: str = ""                     # a checksum of what was on the screen and in the record
+    moved_s: float = 0.0               # when that last changed; all times are seconds since the run's start
     answered: tuple[str, ...] = ()     # the dialogs that keys were pressed for
     asked: str = ""                    # the screen those keys were pressed on
     asked_s: float = 0.0
-    next_look_s: float = FIRST_LOOK_S
+    next_look_s: float = 0.0
     beat_s: float = HEARTBEAT_S        # when the next heartbeat is due
 
 
@@ -2708,7 +2783,7 @@ def write_turn(run: Run, facts: dict[str, Any]) -> None:
 def count_depth(env: dict[str, str], max_depth: int) -> int:
     """How deep the new run is: 1 for one that no run started. `Unusable` when that is too deep."""
     given = env.get(DEPTH_VARIABLE, "")
-    depth = int(given) + 1 if given.isdigit() else 1
+    depth = (as_number(given) or 0) + 1
     if max_depth and depth > max_depth:
         raise Unusable("this run would be number %d inside of each other, the config allows %d"
                        % (depth, max_depth), "do the work here, or raise max_depth")
@@ -2743,7 +2818,7 @@ def open_place(run: Run, launch: Launch, place: str, base: dict[str, str],
 
 def discard_run(run: Run) -> None:
     """Ends what a start that failed has left, and removes its folder."""
-    end_processes(lambda: find_tree(Process(0, ""), run.mark))
+    end_start(run)
     with contextlib.suppress(OSError):
         os.unlink(open_mark(run))
     remove_folder(run.folder)
@@ -2756,10 +2831,9 @@ def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = Non
     version = check_tmux()
     depth = count_depth(base, request.max_depth)
     launch = prepare_launch(request, base, depth)
-    parent = base.get(RUN_VARIABLE, "")
     run = new_run(state_folder(base), {
         "profile": request.profile.name, "agent": request.profile.agent.name, "form": "task", "depth": depth,
-        "parent": int(os.path.basename(parent)) if os.path.basename(parent).isdigit() else None,
+        "parent": as_number(os.path.basename(base.get(RUN_VARIABLE, ""))),
         "workspace": request.workspace, "keep": request.keep, "max_time_s": request.max_time_s,
         "stall_s": request.stall_s, "tmux": version, "started_at": time.time(),
         "caller": process_fact(read_process(os.getpid())),
@@ -2774,8 +2848,10 @@ def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = Non
                    launcher=process_fact(read_process(facts.pane_pid)),
                    server=process_fact(read_process(facts.server_pid)))
         run.log("spawned", place=place, socket=facts.socket, pane=facts.pane)
-    except BaseException:
+    except BaseException as error:
         discard_run(run)
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted("interrupted; nothing was started") from error
         raise
     return run
 
@@ -2791,15 +2867,15 @@ def settle_state(sight: Sight) -> str:
     return shown if (told, shown) == ("ready", "busy") else told
 
 
-def note_sight(progress: Progress, sight: Sight, waited_s: float) -> Progress:
-    """What is known after one more look."""
-    state, mark = settle_state(sight), progress_mark(sight.screen)
-    moved = mark != progress.mark or sight.said != progress.said
+def note_sight(progress: Progress, sight: Sight, at_s: float) -> Progress:
+    """What is known after one more look, `at_s` seconds after the run's start."""
+    state = settle_state(sight)
+    mark = "%08x" % binascii.crc32(repr((progress_mark(sight.screen), sight.said)).encode("utf-8", "replace"))
     return progress._replace(
         state=state, looks=progress.looks + 1 if state == progress.state else 1,
         began=progress.began or state == "busy" or sight.said.state != "unknown",
-        mark=mark, said=sight.said, moved_s=waited_s if moved else progress.moved_s,
-        next_look_s=waited_s + min(LONGEST_LOOK_S, max(FIRST_LOOK_S, 0.05 * waited_s)))
+        mark=mark, moved_s=at_s if mark != progress.mark else progress.moved_s,
+        next_look_s=at_s + min(LONGEST_LOOK_S, max(FIRST_LOOK_S, 0.05 * at_s)))
 
 
 def judge_trouble(state: str, sight: Sight) -> Ending:
@@ -2825,20 +2901,21 @@ def judge_exit(sight: Sight) -> Ending:
                   said=sight.said)
 
 
-def judge_stall(progress: Progress, waited_s: float, agent: Agent, stall_s: float) -> Optional[Ending]:
+def judge_stall(progress: Progress, sight: Sight, at_s: float, agent: Agent,
+                stall_s: float) -> Optional[Ending]:
     """The ending of a turn in which nothing has moved for too long."""
-    silent_s = waited_s - progress.moved_s
+    silent_s = at_s - progress.moved_s
     if silent_s >= stall_s:
         was_taken = progress.began or not agent.pane.rules
         seen = "no progress for %d s" % silent_s if was_taken else "the prompt was not taken"
-        return Ending("stalled", seen, "look at it; then wait again, or stop it", said=progress.said)
+        return Ending("stalled", seen, "look at it; then wait again, or stop it", said=sight.said)
     if agent.pane.silence_s and silent_s >= agent.pane.silence_s:
         return Ending("answered", "nothing moved for %d s; taken as the end of the turn" % silent_s,
                       source="screen")
     return None
 
 
-def judge_turn(progress: Progress, sight: Sight, waited_s: float, agent: Agent,
+def judge_turn(progress: Progress, sight: Sight, at_s: float, agent: Agent,
                stall_s: float) -> Optional[Ending]:
     """The ending of the turn, or None while it goes on. `progress` has `sight` in it already.
 
@@ -2857,7 +2934,7 @@ def judge_turn(progress: Progress, sight: Sight, waited_s: float, agent: Agent,
                       source=source, said=sight.said)
     if progress.state in ("asks", "login", "limited", "failed") and is_sure:
         return judge_trouble(progress.state, sight)
-    return judge_stall(progress, waited_s, agent, stall_s)
+    return judge_stall(progress, sight, at_s, agent, stall_s)
 
 
 # --- ending ------------------------------------------------------------------
@@ -2880,7 +2957,7 @@ def read_ending(run: Run) -> Ending:
 
 
 def end_worker(run: Run, outcome: str, echo: Optional[Tell]) -> None:
-    """Ends all that a run has started, and the run."""
+    """Ends all that a run has started, and the run. `Failure` names what could not be ended."""
     left = end_pane(run, echo)
     run.log("ended", left=[process.pid for process in left])
     close_run(run, outcome=outcome, exit_status=read_exit(run), ended_at=time.time())
@@ -2889,8 +2966,30 @@ def end_worker(run: Run, outcome: str, echo: Optional[Tell]) -> None:
         raise Failure("run %d: processes that could not be ended: %s" % (run.id, pids), "end them by hand")
 
 
+def keep_ending(worker: Worker, ending: Ending) -> None:
+    """Writes down how a turn ended, with the last screen."""
+    run = worker.run
+    write_ending(run, ending)
+    write_file(run.path("screen.txt"), clean_text(worker.capture().text).rstrip() + "\n")
+    run.log(ending.outcome, source=ending.source, what=ending.what)
+    if ending.outcome in OPEN_OUTCOMES or run.facts["keep"]:
+        run.update(outcome=ending.outcome)
+
+
+def dismiss_worker(worker: Worker, ending: Ending) -> None:
+    """Ends the worker of a turn that is over, unless it is to be kept."""
+    if ending.outcome in OPEN_OUTCOMES or worker.run.facts["keep"]:
+        return
+    if ending.outcome == "answered":
+        quit_worker(worker)
+    end_worker(worker.run, ending.outcome, worker.server.echo)
+
+
 def finish_turn(worker: Worker, ending: Ending) -> Ending:
-    """Keeps the ending and ends the worker, once: whoever comes second gets what the first one kept."""
+    """Keeps the ending and ends the worker, once: whoever comes second gets what the first one kept.
+
+    Trouble with either of the two is added to the ending: it must not cost the answer.
+    """
     run = worker.run
     with run.locked():
         run.reload()
@@ -2898,15 +2997,11 @@ def finish_turn(worker: Worker, ending: Ending) -> Ending:
             return read_ending(run)
         answer = worker.capture_all() if ending.source == "screen" else ending.answer
         ending = ending._replace(answer=clean_text(answer).rstrip("\n"))
-        write_file(run.path("screen.txt"), clean_text(worker.capture().text).rstrip() + "\n")
-        write_ending(run, ending)
-        run.log(ending.outcome, source=ending.source, what=ending.what)
-        if ending.outcome in OPEN_OUTCOMES or run.facts["keep"]:
-            run.update(outcome=ending.outcome)
-            return ending
-        if ending.outcome == "answered":
-            quit_worker(worker)
-        end_worker(run, ending.outcome, worker.server.echo)
+        for deed in (keep_ending, dismiss_worker):
+            try:
+                deed(worker, ending)
+            except Failure as failure:
+                ending = ending._replace(what="; ".join(filter(None, (ending.what, failure.what))))
     return ending
 
 
@@ -2919,7 +3014,7 @@ def stop_run(run: Run, echo: Optional[Tell] = None) -> bool:
         if run.facts["outcome"] in (None, *OPEN_OUTCOMES):
             write_ending(run, Ending("stopped", "the run was stopped", "start a new one"))
         if run.facts["state"] == "starting":
-            end_processes(lambda: find_tree(Process(0, ""), run.mark))
+            end_start(run)
             close_run(run, outcome="stopped")
             return True
         outcome = run.facts["outcome"]
@@ -2938,50 +3033,77 @@ def await_start(run: Run, wait_s: float) -> None:
         if not is_alive(fact_process(run.facts["caller"])):
             stop_run(run)
             return
-    raise Failure("run %d: has not started within %g s" % (run.id, wait_s), own_command("wait %d" % run.id))
 
 
 def try_dialog(worker: Worker, sight: Sight, ending: Ending, progress: Progress,
-               waited_s: float) -> tuple[Optional[Ending], Progress]:
+               at_s: float) -> tuple[Optional[Ending], Progress]:
     """Answers a dialog that may be answered; the wait then goes on as if it had not been there.
 
     No key is pressed on a screen that has not yet shown what the key before did.
     """
-    progress = progress._replace(next_look_s=waited_s + FIRST_LOOK_S)
-    if sight.screen.text == progress.asked and waited_s - progress.asked_s < LONGEST_LOOK_S:
+    progress = progress._replace(next_look_s=at_s + FIRST_LOOK_S)
+    if sight.screen.text == progress.asked and at_s - progress.asked_s < LONGEST_LOOK_S:
         return None, progress
     name = answer_dialog(worker, sight, progress.answered)
     if not name:
         return ending, progress
     return None, progress._replace(answered=progress.answered + (name,), asked=sight.screen.text,
-                                   asked_s=waited_s)
+                                   asked_s=at_s)
 
 
-def beat(run: Run, progress: Progress, waited_s: float, tell: Tell) -> Progress:
+def beat(run: Run, progress: Progress, at_s: float, tell: Tell) -> Progress:
     """Says now and then that the run goes on: hosts take silence for a hang."""
-    if waited_s < progress.beat_s:
+    if at_s < progress.beat_s:
         return progress
-    tell("run %d: %s, %d s" % (run.id, progress.state or "starting", waited_s))
-    return progress._replace(beat_s=waited_s + HEARTBEAT_S)
+    tell("run %d: %s, %d s" % (run.id, progress.state or "starting", at_s))
+    return progress._replace(beat_s=at_s + HEARTBEAT_S)
+
+
+def read_progress(run: Run, at_s: float) -> Progress:
+    """What the waits before this one have learnt: a stall is one, into however many waits it was cut."""
+    try:
+        kept = as_map(json.loads(read_file(run.path("progress.json")) or "{}"))
+    except ValueError:   # half of it: then this wait begins anew
+        kept = {}
+    return Progress(began=bool(kept.get("began")), mark=str(kept.get("mark", "")),
+                    moved_s=min(at_s, float(kept.get("moved_s", 0.0))), beat_s=at_s + HEARTBEAT_S)
+
+
+def write_progress(run: Run, progress: Progress) -> None:
+    """Keeps what the next wait has to know."""
+    facts = {"began": progress.began, "mark": progress.mark, "moved_s": round(progress.moved_s, 3)}
+    write_file(run.path("progress.json"), json.dumps(facts) + "\n")
+
+
+def check_folder(run: Run) -> None:
+    """Ends the worker of a run whose folder was removed: nothing of it could be brought back any more."""
+    if not os.path.isdir(run.folder):
+        end_pane(run)
+        raise Unusable("run %d: its folder was removed; the worker was ended" % run.id, "start it again")
 
 
 def await_ending(worker: Worker, wait_s: float, tell: Tell) -> Optional[Ending]:
     """The loop: looks when there is news or when a look is due; None when the wait is over first."""
-    facts, progress = worker.run.facts, Progress()
+    run, facts = worker.run, worker.run.facts
+    before_s = max(0.0, time.time() - facts["started_at"])
+    progress = read_progress(run, before_s)
     for waited_s in until(wait_s, pause=worker.pause):
-        if not (worker.has_news() or waited_s >= progress.next_look_s):
+        at_s = before_s + waited_s
+        if not (worker.has_news() or at_s >= progress.next_look_s or waited_s >= wait_s):
             continue
+        check_folder(run)
         sight = worker.look()
-        progress = note_sight(progress, sight, waited_s)
-        ending = judge_turn(progress, sight, waited_s, worker.agent, facts["stall_s"])
+        progress = note_sight(progress, sight, at_s)
+        ending = judge_turn(progress, sight, at_s, worker.agent, facts["stall_s"])
         if ending and ending.outcome == "asks":
-            ending, progress = try_dialog(worker, sight, ending, progress, waited_s)
+            ending, progress = try_dialog(worker, sight, ending, progress, at_s)
         if ending:
             return ending
-        if facts["max_time_s"] and time.time() - facts["started_at"] >= facts["max_time_s"]:
+        if facts["max_time_s"] and at_s >= facts["max_time_s"]:
             return Ending("late", "not done after %g s" % facts["max_time_s"], "give it more --max-time",
                           said=sight.said)
-        progress = beat(worker.run, progress, waited_s, tell)
+        progress = beat(run, progress, at_s, tell)
+    write_progress(run, progress)
     return None
 
 
@@ -2992,26 +3114,46 @@ def await_run(run: Run, wait_s: float, tell: Tell, echo: Optional[Tell] = None) 
         await_start(run, wait_s)
     if run.facts["outcome"] not in (None, *OPEN_OUTCOMES):
         return read_ending(run)
-    with Worker(run, echo) as worker:
-        ending = await_ending(worker, wait_s, tell)
-        if ending:
-            return finish_turn(worker, ending)
-        return Ending("running", "the wait of %g s is over, the worker goes on" % wait_s,
-                      own_command("wait %d" % run.id))
+    if run.facts["state"] != "starting":
+        with Worker(run, echo) as worker:
+            ending = await_ending(worker, wait_s, tell)
+            if ending:
+                return finish_turn(worker, ending)
+    words = "the wait of %g s is over, the worker goes on" % wait_s
+    return Ending("running", words, own_command("wait %d" % run.id))
+
+
+@contextlib.contextmanager
+def named_interrupt(run: Run) -> Iterator[None]:
+    """A Ctrl-C in here is told with the run that goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        fix = own_command("wait %d" % run.id)
+        raise Interrupted("run %d: interrupted; the worker goes on" % run.id, fix) from error
+
+
+def has_ended(run: Run) -> bool:
+    """Whether a look at a run is worth while: it published, exited, vanished, or ran out of time."""
+    facts = run.facts
+    return (file_size(run.path("done.md")) > 0 or file_size(run.path("exit")) > 0
+            or not is_alive(fact_process(facts["launcher"]))
+            or bool(facts["max_time_s"]) and time.time() - facts["started_at"] >= facts["max_time_s"])
 
 
 def collect_run(run: Run, tell: Tell) -> None:
     """Ends one run whose caller is gone, if it has come to an end."""
     if run.facts["state"] == "starting":
         stop_run(run)
-    elif (file_size(run.path("done.md")) > 0 or file_size(run.path("exit")) > 0
-          or not is_alive(fact_process(run.facts["launcher"]))):
-        tell("run %d: its caller is gone; collected: %s" % (run.id, await_run(run, 0.0, tell).outcome))
+    elif has_ended(run):
+        ending = await_run(run, 0.0, tell)
+        if ending.outcome != "running":
+            tell("run %d: its caller is gone; collected: %s" % (run.id, ending.outcome))
 
 
 def collect_runs(state: str, tell: Tell) -> None:
     """Ends what a caller that died has left: starts that got nowhere, and tasks that have finished since."""
-    for run in read_open_runs(state):
+    for run in read_runs(state, "open", tell):
         if is_alive(fact_process(run.facts["caller"])) or run.facts["keep"] or run.facts["outcome"]:
             continue
         try:
@@ -3111,7 +3253,8 @@ def run_line(run: Run, now: float) -> str:
     minutes = (now - facts["started_at"]) / 60
     age = "%d min" % minutes if minutes < 120 else "%d h" % (minutes / 60)
     outcome = facts["outcome"] or facts["state"]
-    return "%4d  %-9s %-16s %8s  %s" % (run.id, outcome, facts["profile"], age, facts["workspace"])
+    workspace = clean_text(facts["workspace"]).replace("\n", "?")
+    return "%4d  %-9s %-16s %8s  %s" % (run.id, outcome, facts["profile"], age, workspace)
 
 
 def event_line(event: dict[str, Any]) -> str:
@@ -3144,10 +3287,28 @@ class Verb(NamedTuple):
     args: tuple[Arg, ...]
 
 
+def forget_output(handle: int) -> None:
+    """Sends to nowhere what stdout or stderr still holds: else the interpreter complains about it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), handle)
+
+
+def emit(text: str) -> None:
+    """Prints a result. A reader that has gone is no news; anything else is a `Failure`."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        forget_output(1)
+        words = "" if isinstance(error, BrokenPipeError) else "stdout: cannot be written: %s" % error.strerror
+        raise Failure(words.lower(), "look at where the output goes" if words else "") from error
+
+
 def say(line: str) -> None:
-    """Talk: to stderr."""
-    for part in line.split("\n"):
-        print(part if part.startswith("  ") else "selftalk: " + part, file=sys.stderr, flush=True)
+    """Talk: to stderr. When nobody listens any more, the run matters more than its talk."""
+    try:
+        for part in line.split("\n"):
+            print(part if part.startswith("  ") else "selftalk: " + part, file=sys.stderr, flush=True)
+    except OSError:
+        forget_output(2)
 
 
 def choose_tell(args: argparse.Namespace) -> Tell:
@@ -3160,9 +3321,9 @@ def choose_echo(args: argparse.Namespace) -> Optional[Tell]:
     return (lambda line: say("  " + line)) if args.verbose else None
 
 
-def print_object(value: object) -> None:
+def emit_object(value: object) -> None:
     """One JSON value on stdout."""
-    print(json.dumps(value, indent=1))
+    emit(json.dumps(value, indent=1))
 
 
 # --- prompts -----------------------------------------------------------------
@@ -3213,11 +3374,11 @@ def read_stdin_prompt(handle: int) -> str:
 
 def choose_prompt(args: argparse.Namespace) -> str:
     """The prompt: words, or a file, or stdin."""
-    if args.words and args.prompt_file:
+    if args.words and args.prompt_file is not None:
         raise Unusable("a prompt in words and one in %s" % args.prompt_file, "give one of them")
     if args.words:
-        return check_prompt(" ".join(args.words).encode("utf-8", "surrogateescape"), "the command line")
-    if args.prompt_file and args.prompt_file != "-":
+        return check_prompt(b" ".join(map(os.fsencode, args.words)), "the command line")
+    if args.prompt_file not in (None, "-"):
         return read_prompt_file(args.prompt_file)
     return read_stdin_prompt(0)
 
@@ -3271,9 +3432,10 @@ def play_demo_worker(prompt: str) -> int:
 
 def load_config(args: argparse.Namespace) -> Config:
     """The config that was named, or the user's, or what is built in."""
-    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    home = os.environ.get("XDG_CONFIG_HOME", "")
+    home = home if os.path.isabs(home) else os.path.expanduser("~/.config")   # as the XDG specification says
     path = args.config or os.path.join(home, "selftalk", "config.yaml")
-    if not args.config and not os.path.exists(path):
+    if not args.config and not os.path.lexists(path):
         return built_in_config()
     try:
         with open(path, "rb") as file:
@@ -3300,9 +3462,9 @@ def current_folder() -> str:
 def show_ending(run: Run, ending: Ending, args: argparse.Namespace) -> int:
     """Prints how a wait ended; the exit code."""
     if args.json:
-        print_object(result_object(run, ending))
+        emit_object(result_object(run, ending))
     elif ending.answer:
-        print(ending.answer)
+        emit(ending.answer)
     for line in ending_lines(run, ending):
         choose_tell(args)(line)
     return OUTCOMES[ending.outcome][0]
@@ -3315,15 +3477,19 @@ def cmd_run(args: argparse.Namespace) -> int:
     profile = profile._replace(args=profile.args + tuple(args.arg))
     request = Request(profile, choose_prompt(args), resolve_workspace(args.cwd or current_folder()),
                       args.place, args.keep, args.max_time, args.stall, config.max_depth)
-    run = start_run(request, dict(os.environ), choose_echo(args))
-    choose_tell(args)(started_line(run))
-    return show_ending(run, await_run(run, args.wait, choose_tell(args), choose_echo(args)), args)
+    run, tell = start_run(request, dict(os.environ), choose_echo(args)), choose_tell(args)
+    with named_interrupt(run):
+        tell(started_line(run))
+        if args.place == "pane" and run.facts["place"] != "pane":
+            tell("run %d: no room for a pane here: it is in a session" % run.id)
+        return show_ending(run, await_run(run, args.wait, tell, choose_echo(args)), args)
 
 
 def cmd_wait(args: argparse.Namespace) -> int:
     """Goes on waiting for a run."""
     run = find_run(state_folder(dict(os.environ)), args.id)
-    return show_ending(run, await_run(run, args.wait, choose_tell(args), choose_echo(args)), args)
+    with named_interrupt(run):
+        return show_ending(run, await_run(run, args.wait, choose_tell(args), choose_echo(args)), args)
 
 
 def cmd_stop(args: argparse.Namespace) -> int:
@@ -3333,23 +3499,18 @@ def cmd_stop(args: argparse.Namespace) -> int:
         was_alive = stop_run(run, choose_echo(args))
         choose_tell(args)("run %d: %s" % (run.id, "stopped" if was_alive else "was over already"))
     if args.json:
-        print_object([run_object(run) for run in runs])
+        emit_object([run_object(run) for run in runs])
     return 0
 
 
 def cmd_list(args: argparse.Namespace) -> int:
     """Shows the runs."""
-    state = state_folder(dict(os.environ))
-    numbers = list_numbers(os.path.join(state, "runs"))
-    runs = []
-    for number in numbers:
-        with contextlib.suppress(Unusable):   # another version's, or being made right now
-            runs.append(read_run(os.path.join(state, "runs", str(number))))
+    runs = read_runs(state_folder(dict(os.environ)), "runs", choose_tell(args))
     if args.json:
-        print_object([run_object(run) for run in runs])
+        emit_object([run_object(run) for run in runs])
         return 0
     for run in runs:
-        print(run_line(run, time.time()))
+        emit(run_line(run, time.time()))
     return 0
 
 
@@ -3357,11 +3518,11 @@ def cmd_profiles(args: argparse.Namespace) -> int:
     """Shows the profiles."""
     config = load_config(args)
     if args.json:
-        print_object([profile_object(profile, config, current_folder())
+        emit_object([profile_object(profile, config, current_folder())
                       for profile in config.profiles.values()])
         return 0
     for profile in config.profiles.values():
-        print(profile_line(profile, config))
+        emit(profile_line(profile, config))
     return 0
 
 
@@ -3370,6 +3531,7 @@ def cmd_demo(args: argparse.Namespace) -> int:
     if args.worker:
         return play_demo_worker(" ".join(args.words))
     import tempfile
+    signal.signal(signal.SIGTERM, signal.default_int_handler)   # so that nothing stays behind
     with tempfile.TemporaryDirectory(prefix="selftalk-demo-") as folder:
         profile = Profile("demo", sys.executable, DEMO, (os.path.abspath(__file__), "demo", "--worker"))
         request = Request(profile, "Say what you are.", os.path.realpath(folder), place="session")
@@ -3389,7 +3551,7 @@ def cmd_demo(args: argparse.Namespace) -> int:
 
 def parse_seconds(text: str) -> float:
     """Seconds above 0, for argparse; also as 90s, 5m or 2h."""
-    found = re.match(r"([0-9.]+)([smh]?)$", text)
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?|\.[0-9]{1,9})([smh]?)", text)
     number = float(found.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600}[found.group(2)] if found else 0.0
     if number <= 0:
         raise argparse.ArgumentTypeError("`%s` is no time: write 90, 5m or 2h" % text)
@@ -3412,7 +3574,7 @@ WAIT = (
 TASK = (
     Arg(("words",),            dict(nargs="*", metavar="PROMPT", help="the prompt; else -f FILE or stdin")),
     Arg(("-p", "--profile"),   dict(default="", metavar="NAME", help="the profile to use")),
-    Arg(("-f", "--prompt-file"), dict(default="", metavar="FILE", help="read the prompt from a file")),
+    Arg(("-f", "--prompt-file"), dict(metavar="FILE", help="read the prompt from a file")),
     Arg(("--cwd",),            dict(default="", metavar="DIR",
                                     help="where the agent works; else the current folder")),
     Arg(("--pane",),           dict(dest="place", action="store_const", const="pane",
@@ -3441,13 +3603,19 @@ COMMANDS = {
                       Arg(("words",), dict(nargs="*", help=argparse.SUPPRESS))) + COMMON),
 }
 
+COMING_VERBS = ("send", "answer", "show", "result", "screen", "log", "attach", "interrupt", "prune", "usage",
+                "doctor", "explain", "install-skill", "skill", "monitor", "trust", "diff", "merge")
+
 HELP = """selftalk %s: hand a prompt to another coding agent and get its answer back.
 
-  selftalk.py run -p NAME "prompt"     selftalk.py run -p NAME < plan.md     selftalk.py -p NAME "prompt"
+  selftalk.py run -p NAME "prompt"
+  selftalk.py run -p NAME < plan.md
+  selftalk.py -p NAME "prompt"
 
 %s
 
-  selftalk.py VERB --help tells more. stdout is the answer, stderr is talk. Exit codes:
+selftalk.py VERB --help tells more. stdout is the answer, stderr is talk.
+Exit codes:
 %s
 """
 
@@ -3455,16 +3623,15 @@ HELP = """selftalk %s: hand a prompt to another coding agent and get its answer 
 def help_text() -> str:
     """What --help prints."""
     verbs = "\n".join("  %-10s %s" % (name, verb.help) for name, verb in COMMANDS.items())
-    codes = [(code, outcome) for outcome, (code, _) in OUTCOMES.items()] + [(130, "interrupted")]
+    codes = [(code, outcome) for outcome, (code, _) in OUTCOMES.items()]
     codes += [(failure.code, failure.word) for failure in FAILURES if failure is not Failure]
     ordered = ["%d %s" % pair for pair in sorted(codes)]
-    rows = "\n".join("  " + " · ".join(ordered[at:at + 7]) for at in range(0, len(ordered), 7))
+    rows = "\n".join("  " + " · ".join(ordered[at:at + 5]) for at in range(0, len(ordered), 5))
     return HELP % (VERSION, verbs, rows)
 
 
 def version_text() -> str:
     """Which copy this is: it is vendored, so the version alone does not tell."""
-    import binascii   # a checksum tells two copies apart as well as a hash, and costs 11 ms less to import
     return "selftalk %s (%08x)" % (VERSION, binascii.crc32(read_bytes(os.path.abspath(__file__)) or b""))
 
 
@@ -3473,54 +3640,95 @@ def refuse_arguments(message: str) -> None:
     raise Unusable(message, "--help shows what there is; put -- before a prompt that begins with a dash")
 
 
-def parse_arguments(name: str, words: list[str]) -> argparse.Namespace:
-    """The arguments of one verb."""
+def make_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of one verb."""
     parser = argparse.ArgumentParser(prog="selftalk.py " + name, description=COMMANDS[name].help,
-                                     allow_abbrev=False)
+                                     allow_abbrev=False, add_help=False)
     parser.error = refuse_arguments
     for arg in COMMANDS[name].args:
         parser.add_argument(*arg.names, **arg.options)
-    return parser.parse_intermixed_args(words)
+    return parser
+
+
+def split_words(words: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before the first --, and what stands behind it and is a prompt whatever it looks like."""
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], words[at + 1:]
+
+
+def check_verb(words: list[str]) -> None:
+    """Refuses what is rather a verb than a prompt: a worker that was started by a typo is a nuisance."""
+    word, rest = words[0], words[1:]
+    if not all(as_number(one) is not None or one == "last" or one.startswith("-") for one in rest):
+        return
+    near = word if word in COMING_VERBS else find_near_miss(word, COMMANDS)
+    if word in COMING_VERBS:
+        raise Unusable("`%s` is not in this version" % word, "as a prompt: selftalk.py run -- %s" % word)
+    if near and word.isalpha():
+        raise Unusable("`%s` is no verb" % word,
+                       "did you mean `%s`? As a prompt: selftalk.py run -- %s" % (near, word))
 
 
 def dispatch(words: list[str]) -> int:
     """Does what the command line says; the exit code. Without a verb it is a task."""
+    words, literal_words = split_words(words)
     if words[:1] in (["--help"], ["-h"], ["help"]):
-        print(help_text(), end="")
+        emit(help_text().rstrip("\n"))
         return 0
     if words[:1] == ["--version"]:
-        print(version_text())
+        emit(version_text())
         return 0
-    name = words[0] if words and words[0] in COMMANDS else "run"
-    args = parse_arguments(name, words[1:] if words and words[0] in COMMANDS else words)
+    has_verb = bool(words) and words[0] in COMMANDS
+    name = words[0] if has_verb else "run"
+    if words and not has_verb:
+        check_verb(words)
+    parser = make_parser(name)
+    if {"-h", "--help"} & set(words):
+        emit(parser.format_help().rstrip("\n"))
+        return 0
+    args = parser.parse_intermixed_args(words[1:] if has_verb else words)
+    if literal_words:
+        args.words = getattr(args, "words", []) + literal_words
     if name != "demo":
         collect_runs(state_folder(dict(os.environ)), choose_tell(args))
     return COMMANDS[name].deed(args)
 
 
+def prepare_streams() -> None:
+    """Makes printing work in any locale, and when the caller has closed stdout or stderr."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
+        getattr(sys, name).reconfigure(encoding="utf-8", errors="replace")
+
+
+def report_failure(failure: Failure, as_json: bool) -> int:
+    """Tells a person, and a program, what went wrong; the exit code."""
+    try:
+        if as_json:
+            emit_object(failure_object(failure))
+    except Failure as output_failure:
+        say(output_failure.what)
+    if failure.what:
+        say(failure.what)
+    if failure.fix:
+        say("  try: " + failure.fix)
+    return failure.code
+
+
 def main(words: list[str]) -> int:
     """Runs a command line; the only catcher. Tracebacks are bugs."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="replace")   # answers are UTF-8 in any locale
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    prepare_streams()
     try:
-        status = dispatch(words)
-        sys.stdout.flush()
-        return status
+        return dispatch(words)
     except Failure as failure:
-        if "--json" in words:
-            print_object(failure_object(failure))
-        say(failure.what)
-        if failure.fix:
-            say("  try: " + failure.fix)
-        return failure.code
+        return report_failure(failure, "--json" in split_words(words)[0])
     except KeyboardInterrupt:
-        say("interrupted; a worker that was started goes on")
-        say("  try: " + own_command("wait last"))
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)   # else the interpreter complains at exit
-        return 1
+        return report_failure(Interrupted("interrupted"), "--json" in split_words(words)[0])
 
 
 if __name__ == "__main__":
+    if sys.getfilesystemencoding().lower() != "utf-8":   # Latin-1 would mangle names and prompts
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.argv])
     sys.exit(main(sys.argv[1:]))

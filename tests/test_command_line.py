@@ -441,6 +441,7 @@ def test_silence_is_counted_across_waits(sandbox):
 def test_a_wait_that_ends_before_the_start_is_a_wait_that_is_over(sandbox):
     folder = pathlib.Path(selftalk.new_run(str(sandbox.state), {
         "profile": "p", "agent": "demo", "started_at": 1.0, "workspace": "/", "keep": False, "depth": 1, "parent": None, "form": "task",
+        "max_time_s": 0.0, "stall_s": 600.0, "tmux": [3, 3], "record_home": "",
         "caller": selftalk.process_fact(selftalk.read_process(os.getpid()))}).folder)
     assert sandbox.run("wait", "1", "--wait", "0.1")[0] == 75
     selftalk.remove_folder(str(folder))
@@ -506,7 +507,8 @@ def test_the_answer_is_on_stdout_the_talk_on_stderr_and_json_has_these_keys(sand
 def test_the_exit_codes_are_the_promised_ones():
     assert {outcome: code for outcome, (code, _) in selftalk.OUTCOMES.items()} == {
         "answered": 0, "failed": 1, "died": 1, "stopped": 1, "login": 4, "asks": 5, "limited": 6, "stalled": 7, "late": 8, "running": 75}
-    assert {failure.word: failure.code for failure in selftalk.FAILURES} == {"failed": 1, "usage": 2, "missing": 3}
+    assert {failure.word: failure.code for failure in selftalk.FAILURES} == {
+        "failed": 1, "usage": 2, "missing": 3, "interrupted": 130}
 
 
 def test_the_readme_lists_the_same_codes():

@@ -1,6 +1,8 @@
 """What agents write down about themselves: recorded samples, whose file name says how the turn stands."""
+import contextlib
 import json
 import pathlib
+import sqlite3
 
 import pytest
 
@@ -9,6 +11,11 @@ from selftalk import FORMATS, Said, fold_record
 
 SAMPLES = sorted((pathlib.Path(__file__).parent / "formats").glob("*/*.jsonl"))
 STATES = {"answered": "ready", "busy": "busy", "failed": "failed", "interrupted": "failed", "limited": "limited", "login": "login"}
+UNTOLD = {   # what the agent's record does not tell, so that the screen has to
+    "claude-transcript/interrupted-early": "busy",       # Esc before any output leaves the user's line and nothing else
+    "opencode-rows/limited": "busy",                     # a retry leaves no trace in the database
+    "opencode-rows/limited-then-interrupted": "busy",
+}
 assert SAMPLES, "no samples below tests/formats"
 
 
@@ -16,10 +23,27 @@ def name_of(path):
     return "%s/%s" % (path.parent.name, path.stem)
 
 
+def read_sample(path):
+    """The lines of a record; for the rows of a database, what our query gives of them."""
+    text = path.read_text(encoding="utf-8")
+    if not path.parent.name.endswith("-rows"):
+        return text
+    rows = [json.loads(line) for line in text.splitlines()]
+    record = next(row.record for row in selftalk.AGENT_ROWS if row.record and row.record.format == path.parent.name)
+    with contextlib.closing(sqlite3.connect(":memory:")) as database:
+        for table in ("session", "message", "part"):
+            database.execute("create table %s (id, session_id, message_id, time_created, data)" % table)
+        for row in rows + [{"table": "session", "id": rows[0]["session_id"], "time_created": 1}]:
+            values = [row.get(key) for key in ("id", "session_id", "message_id", "time_created", "data")]
+            database.execute("insert into %s values (?, ?, ?, ?, ?)" % row["table"], values)
+        found = database.execute(record.query, {"needle": "", "since_ms": 0}).fetchall()
+    return "".join(line + "\n" for line, in found)
+
+
 @pytest.mark.parametrize("path", SAMPLES, ids=name_of)
 def test_a_sample_is_understood_as_its_name_says(path):
-    said = fold_record(Said(), path.read_text(encoding="utf-8"), path.parent.name)
-    assert said.state == STATES[path.stem.split("-")[0]]
+    said = fold_record(Said(), read_sample(path), path.parent.name)
+    assert said.state == UNTOLD.get(name_of(path), STATES[path.stem.split("-")[0]])
     assert said.state != "ready" or said.text
     assert said.state not in ("failed", "limited", "login") or said.error
 
@@ -27,15 +51,13 @@ def test_a_sample_is_understood_as_its_name_says(path):
 @pytest.mark.parametrize("path", SAMPLES, ids=name_of)
 def test_a_sample_gives_what_lies_beside_it(path):
     expected = path.with_suffix(".expected.json")
-    if not expected.exists():
-        pytest.skip("%s is not there yet" % expected.name)
-    said = fold_record(Said(), path.read_text(encoding="utf-8"), path.parent.name)
+    said = fold_record(Said(), read_sample(path), path.parent.name)
     assert json.loads(json.dumps(said._asdict())) == json.loads(expected.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=name_of)
 def test_a_record_that_grows_line_by_line_is_understood_the_same(path):
-    text, said = path.read_text(encoding="utf-8"), Said()
+    text, said = read_sample(path), Said()
     for line in text.splitlines(keepends=True):
         said = fold_record(said, line, path.parent.name)
     assert said == fold_record(Said(), text, path.parent.name)

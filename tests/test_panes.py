@@ -19,18 +19,18 @@ def launcher(interface="generic", prompt="hello", **fields):
 
 
 @pytest.mark.parametrize("interface, words", [
-    ("generic", '-- "$PROMPT"'), ("claude", '-- "$PROMPT"'), ("codex", '-- "$PROMPT"'), ("cursor", '-- "$PROMPT"'),
-    ("opencode", '--prompt "$PROMPT"'), ("gemini", '-i "$PROMPT"')])
+    ("generic", '-- "$(prompt)"'), ("claude", '-- "$(prompt)"'), ("codex", '-- "$(prompt)"'), ("cursor", '-- "$(prompt)"'),
+    ("opencode", '--prompt "$(prompt)"'), ("gemini", '-i "$(prompt)"')])
 def test_each_interface_gives_the_prompt_in_its_form(interface, words):
     assert "\n/bin/agent " in launcher(interface)
-    assert words + "\nstatus=$?" in launcher(interface)
+    assert words + "\nset -- $?" in launcher(interface)
 
 
 def test_stdin_and_prompt_file_take_the_place_of_the_argument():
-    assert '/bin/agent < "$run/prompt.md"\n' in render_launcher(
+    assert '/bin/agent < \'/home/dev/it\'"\'"\'s state/runs/7\'/prompt.md\n' in render_launcher(
         RUN, Launch(Profile("p", "agent", AGENTS["generic"], prompt="stdin"), "/w", "x", {}, "/bin/agent"), False)
     text = launcher_with_file()
-    assert "'--file=/home/dev/it'\"'\"'s state/runs/7/prompt.md'\nstatus" in text and '"$PROMPT"' not in text
+    assert "'--file=/home/dev/it'\"'\"'s state/runs/7/prompt.md'\nset --" in text and '"$(prompt)"' not in text
 
 
 def launcher_with_file():
@@ -51,9 +51,9 @@ def test_a_launcher_is_shell_that_parses(interface):
 
 
 def test_a_prompt_too_long_for_an_argument_is_given_as_a_file():
-    assert '$(cat "$run/prompt.md")' in launcher(prompt="x" * 1000)
+    assert "prompt() { cat " in launcher(prompt="x" * 1000)
     long = launcher(prompt="ü" * 60_001)
-    assert "Read the file" in long and '$(cat "$run/prompt.md")' not in long
+    assert "prompt() { printf %s 'Read the file" in long and "cat " not in long
 
 
 def test_a_prompt_keeps_its_words_and_gets_instructions():

@@ -10,7 +10,9 @@ import pytest
 import selftalk
 from selftalk import Process, Unusable
 
-FACTS = {"profile": "p", "agent": "demo", "started_at": 1.0, "caller": None}
+FACTS = {"profile": "p", "agent": "demo", "started_at": 1.0, "caller": None, "workspace": "/", "keep": False, "max_time_s": 0.0,
+         "stall_s": 600.0, "tmux": [3, 3], "record_home": ""}
+PLACE = dict.fromkeys(("place", "socket", "socket_identity", "pane", "launcher", "server"))
 
 
 @pytest.fixture
@@ -87,7 +89,7 @@ def test_a_new_run_is_starting_open_and_only_ours(state):
     run = new_run(state)
     assert (run.facts["state"], run.facts["outcome"], run.facts["id"]) == ("starting", None, 1)
     assert json.loads(selftalk.read_file(run.path("run.json"))) == run.facts and run.facts["format"] == selftalk.RUN_FORMAT
-    assert os.listdir(os.path.join(state, "open")) == ["1"] and sorted(os.listdir(run.folder)) == ["run.json", "turns"]
+    assert os.listdir(os.path.join(state, "open")) == ["1"] and sorted(os.listdir(run.folder)) == ["lock", "run.json", "turns"]
     for folder, _, files in os.walk(os.path.join(state, "runs")):
         assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
         assert all(stat.S_IMODE(os.stat(os.path.join(folder, name)).st_mode) == 0o600 for name in files)
@@ -133,7 +135,7 @@ def test_facts_are_changed_on_disk_first(state, monkeypatch):
 def test_another_process_sees_what_one_has_changed(state):
     mine = new_run(state)
     other = selftalk.find_run(state, "1")
-    mine.update(state="running", words="größe \udcff")
+    mine.update(state="running", words="größe \udcff", **PLACE)
     other.reload()
     assert other.facts == mine.facts
 
@@ -167,7 +169,7 @@ def test_a_run_of_another_version_or_broken_is_refused_by_its_folder_and_left_al
     with pytest.raises(Unusable) as caught:
         selftalk.read_run(folder)
     assert folder in caught.value.what and caught.value.fix
-    assert selftalk.read_open_runs(state) == []
+    assert selftalk.read_runs(state, "open", lambda line: None) == []
     assert selftalk.read_file(os.path.join(folder, "run.json")) == text
 
 
@@ -175,7 +177,9 @@ def test_runs_that_cannot_be_read_do_not_hide_those_that_can(state):
     write_facts(state, 1, '{"format": 99}')
     run = new_run(state)
     os.unlink(os.path.join(write_facts(state, 3, ""), "run.json"))
-    assert [one.id for one in selftalk.read_open_runs(state)] == [run.id] == [2]
+    told = []
+    assert [one.id for one in selftalk.read_runs(state, "open", told.append)] == [run.id] == [2]
+    assert len(told) == 2 and "runs/1" in told[0] and "runs/3" in told[1]
 
 
 def test_a_run_is_found_by_number_or_as_the_last(state):
@@ -192,19 +196,17 @@ def test_a_run_that_does_not_exist_is_unusable_and_named(state, word):
     assert "run `%s`" % word in caught.value.what and caught.value.fix.endswith("list")
 
 
-def test_leading_zeros_are_the_same_run_or_none(state):
+def test_a_number_with_leading_zeros_is_no_run(state):
     new_run(state)
-    try:
-        assert selftalk.find_run(state, "01").id == 1
-    except Unusable as error:
-        assert "does not exist" in error.what
+    with pytest.raises(Unusable, match="does not exist"):
+        selftalk.find_run(state, "01")
 
 
 @pytest.mark.parametrize("word", ["last", "1"])
 def test_without_any_run_none_is_found(state, word):
     with pytest.raises(Unusable, match="does not exist"):
         selftalk.find_run(state, word)
-    assert selftalk.read_open_runs(state) == []
+    assert selftalk.read_runs(state, "open", lambda line: None) == []
 
 
 # --- what is removed ------------------------------------------------------------------------
