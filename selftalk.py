@@ -2080,7 +2080,7 @@ class ControlClient:
 
 RUN_FORMAT = 1   # of run.json; a copy of another version names what it cannot read and leaves it alone
 START_FACTS = ("id", "state", "outcome", "profile", "agent", "workspace", "keep", "max_time_s", "stall_s",
-               "tmux", "started_at", "caller", "record_home")                        # from the first moment on
+               "tmux", "started_at", "caller", "record_home")                        # from the start on
 PLACE_FACTS = ("place", "socket", "socket_identity", "pane", "launcher", "server")   # once there is a worker
 RUN_VARIABLE = "SELFTALK_RUN"       # the folder of the run a process belongs to
 DEPTH_VARIABLE = "SELFTALK_DEPTH"   # how many runs it is inside of
@@ -3211,7 +3211,7 @@ def ending_lines(run: Run, ending: Ending) -> list[str]:
 def run_object(run: Run) -> dict[str, Any]:
     """A run as --json shows it."""
     facts = run.facts
-    return {"id": run.id, "folder": run.folder, "watch": watch_command(facts) if "socket" in facts else None,
+    return {"id": run.id, "folder": run.folder, "watch": watch_command(facts) if "pane" in facts else None,
             **{key: facts.get(key) for key in ("profile", "agent", "form", "place", "workspace", "state",
                                                "outcome", "parent", "depth", "started_at", "ended_at",
                                                "exit_status")}}

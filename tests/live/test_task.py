@@ -31,7 +31,7 @@ class Caller:
 
     def run(self, *words):
         """(status, the object of --json)"""
-        process = self.start(*words, "--json")
+        process = self.start(*words[:1], "--json", *words[1:])
         out, err = process.communicate(timeout=DEADLINE_S)
         print(err.decode())   # pytest shows it when the test failed
         return process.returncode, json.loads(out)
@@ -170,7 +170,7 @@ def test_a_profile_of_the_users_own_runs_as_it_is_written(agent_env, home_root, 
                       "    args: [--yolo, --model, gpt-6.1-spark, -c, 'model_reasoning_effort=\"high\"']\n"
                       "    env: {MADE_UP_KEY: {from_env: MY_KEY}}\n")
     server.every_prompt(lambda text: obey_done_file(text, "spark was here"))
-    status, result = caller.run("--config", str(config), "do it")
+    status, result = caller.run("run", "--config", str(config), "do it")
     assert (status, result["answer"]) == (0, "spark was here"), result
     assert server.prompts[0].headers.get("authorization", "").endswith("sk-fake-from-the-caller")
     assert json.loads(server.prompts[0].body)["model"] == "gpt-6.1-spark"
