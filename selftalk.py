@@ -720,7 +720,7 @@ def new_node(spot: Spot, value: object, text: str = "") -> Node:
     return Node(value, text, spot.row + 1, spot.column + 1)
 
 
-def open_node(spot: Spot, entries: list | dict, parents: tuple[int, ...]) -> Node:
+def open_node(spot: Spot, entries: Union[list, dict], parents: tuple[int, ...]) -> Node:
     """The node of a list or map, still empty; refused when it is within too many others."""
     if len(parents) > MAX_DEPTH:
         raise yaml_error(spot, f"more than {MAX_DEPTH} lists and maps within one another", "nest them less")
