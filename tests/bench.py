@@ -55,14 +55,13 @@ subprocess.run(tmux + ["kill-server"])
 """
 
 COUNT_FORKS = """
-import os, runpy, sys
-count = [0]
-sys.addaudithook(lambda event, _: count.__setitem__(0, count[0] + (event in ("subprocess.Popen", "os.fork", "os.posix_spawn"))))
+import runpy, sys
+def count(event, _):
+    if event in ("subprocess.Popen", "os.fork", "os.posix_spawn"):
+        sys.stderr.write("fork\\n")
+sys.addaudithook(count)
 sys.argv = sys.argv[1:]
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-except SystemExit:
-    sys.stderr.write("forks=%d\\n" % count[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -120,8 +119,8 @@ def measure_wait(bench):
     _, cpu_ms, _, _ = bench.run(bench.selftalk(), 20)
     _, short_ms, _, _ = bench.run(bench.selftalk(), 0)
     counter = bench.write("count.py", COUNT_FORKS)
-    forks = bench.run([PYTHON, counter, *bench.selftalk()[1:]], 20)[3].rpartition("forks=")[2].strip()
-    print("waiting 20 s                            %.0f ms CPU in all, %.0f ms of it for starting and ending · %s forks"
+    forks = bench.run([PYTHON, counter, *bench.selftalk()[1:]], 20)[3].split("\n").count("fork")
+    print("waiting 20 s                            %.0f ms CPU in all, %.0f ms of it for starting and ending · %d forks"
           % (cpu_ms, short_ms, forks))
 
 

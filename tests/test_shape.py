@@ -98,7 +98,7 @@ def test_costly_modules_are_not_imported_at_start():
     (r"\btime\.sleep|\bclock\(", ("7. System",)),
     (r"\bos\.kill\(", ("7. System",)),
     (r"\bprint\(", ("17. Command line",)),
-    (r"\bsys\.exit\(", ("17. Command line",)),
+    (r"\bsys\.exit\(|\bos\._exit\(", ("17. Command line",)),
     (r"\bargparse\.", ("17. Command line",)),
     (r"\bfcntl\.", ("7. System",)),
 ])
