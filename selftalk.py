@@ -39,7 +39,8 @@ if sys.version_info < (3, 9):  # all of this file parses on Python 3.6, so that 
 
 if __name__ == "__main__":
     import signal
-    signal.signal(signal.SIGINT, signal.SIG_DFL)   # Ctrl-C during the imports is no traceback
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:   # not so behind `&` in a script
+        signal.signal(signal.SIGINT, signal.SIG_DFL)                    # Ctrl-C during imports: no traceback
 
 import binascii
 import contextlib
@@ -91,6 +92,7 @@ OUTCOMES = {
     "late":     (8,  "past --max-time; the worker was ended"),
     "running":  (75, "the wait is over, the worker goes on; wait again"),
 }
+OPEN_OUTCOMES = ("asks", "stalled")   # the worker is kept, and may still come to an answer
 
 
 class Failure(Exception):
@@ -1419,7 +1421,7 @@ def join_texts(blocks: object, kind: str) -> str:
         return blocks
     if not isinstance(blocks, list):
         return ""
-    return "\n".join(str(block.get("text", "")) for block in blocks
+    return "\n".join(str(block.get("text") or "") for block in blocks
                      if isinstance(block, dict) and block.get("type") == kind)
 
 
@@ -1513,7 +1515,7 @@ def fold_opencode_row(said: Said, row: dict[str, Any]) -> Said:
     if data.get("role") != "assistant":
         return said
     error, tokens = as_map(data.get("error")), as_map(data.get("tokens"))
-    said = said._replace(text="\n".join(row.get("texts") or []) or said.text,
+    said = said._replace(text="\n".join(text for text in row.get("texts") or [] if text) or said.text,
                          model=str(data.get("modelID") or ""),
                          tokens=count_tokens(tokens, {"input": "input", "output": "output"}) or said.tokens)
     if error:
@@ -1665,9 +1667,12 @@ def append_line(path: str, line: str) -> None:
 
 
 def read_bytes(path: str, start: int = 0) -> Optional[bytes]:
-    """A file from byte `start` on; None when it is not there or not readable."""
+    """A file from byte `start` on; None when it is not there, not readable, or a pipe, say."""
     try:
-        with open(path, "rb") as file:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(handle, "rb") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                return None
             file.seek(start)
             return file.read()
     except OSError:
@@ -1683,27 +1688,27 @@ def read_file(path: str) -> Optional[str]:
 def query_database(path: str, query: str, parameters: dict[str, Any]) -> list[str]:
     """The first column of each row of an SQLite query; none when the database cannot be read now."""
     import sqlite3  # 5 ms, and only for agents that keep a database
+    quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     try:
-        with contextlib.closing(sqlite3.connect("file:%s?mode=ro" % path, uri=True, timeout=1.0)) as database:
+        address = "file:%s?mode=ro" % quoted
+        with contextlib.closing(sqlite3.connect(address, uri=True, timeout=1.0)) as database:
             return [str(row[0]) for row in database.execute(query, parameters)]
     except sqlite3.Error:   # locked, or another version's tables: the screen is read instead
         return []
 
 
-def modified_at(path: str) -> float:
-    """Seconds since the epoch; 0 when there is no such file."""
+def file_stamp(path: str) -> tuple[int, float]:
+    """Bytes and time of the last change: differs when a file was written to. (-1, 0.0) when there is none."""
     try:
-        return os.stat(path).st_mtime
+        facts = os.stat(path)
     except OSError:
-        return 0.0
+        return -1, 0.0
+    return facts.st_size, facts.st_mtime
 
 
 def file_size(path: str) -> int:
     """Bytes; -1 when there is no such file."""
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return -1
+    return file_stamp(path)[0]
 
 
 @contextlib.contextmanager
@@ -1745,6 +1750,15 @@ def feed_pipe(path: str, text: str, deadline_s: float) -> bool:
 
 
 # --- processes ---------------------------------------------------------------
+
+def name_machine() -> str:
+    """Where a pid means something: this boot and this pid namespace, as far as the system tells."""
+    boot = (read_file("/proc/sys/kernel/random/boot_id") or "").strip()
+    try:
+        return "%s %s" % (boot, os.readlink("/proc/self/ns/pid"))
+    except OSError:
+        return os.uname().nodename
+
 
 def parse_stat(line: str) -> Optional[ProcessRow]:
     """One /proc/PID/stat line; None for a dead process. The name in brackets may hold anything."""
@@ -1826,6 +1840,17 @@ def find_tree(root: Process, assignment: str) -> list[Process]:
         or not is_older(row.process, root) and holds_variable(row.process.pid, assignment))]
 
 
+def has_open(process: Process, path: str) -> bool:
+    """Whether a process has a file open; False where the system does not tell."""
+    folder = "/proc/%d/fd" % process.pid
+    with contextlib.suppress(OSError):   # it has ended, or is not ours
+        for name in os.listdir(folder):
+            with contextlib.suppress(OSError):
+                if os.readlink(os.path.join(folder, name)) == path:
+                    return True
+    return False
+
+
 def signal_process(process: Process, number: int) -> None:
     """Sends a signal to this very process, if it still lives."""
     if is_alive(process):
@@ -1886,7 +1911,7 @@ def pause_for(handles: Iterable[Optional[int]]) -> Callable[[float], object]:
 TMUX_FLOOR = (3, 0)
 PANE_SIZE = (200, 50)          # wide enough that no agent wraps its status line
 PANE_ROOM = (60, 15)           # a pane beside the caller must not be smaller
-PANE_FACTS = "#{pid} #{pane_id} #{pane_pid} #{socket_path}"
+PANE_FACTS = "#{pid} #{session_id} #{pane_id} #{pane_pid} #{socket_path}"
 CLIENT_FLAGS = "no-output,ignore-size"   # tmux 3.2; a control client that only answers questions
 
 
@@ -1895,6 +1920,7 @@ class PaneFacts(NamedTuple):
 
     socket: str
     server_pid: int
+    session: str     # "$0"
     pane: str        # "%0"
     pane_pid: int    # of the launcher
 
@@ -1979,19 +2005,22 @@ class TmuxServer:
                        *self.keep_dead("-w", "-t", "main"), env=env, timeout_s=60.0)
         return self._read_facts(ran, "starting a session")
 
-    def split(self, beside: str, direction: str, argv: tuple[str, ...]) -> PaneFacts:
-        """Opens a pane that runs `argv` beside another one, and leaves the focus where it is."""
-        ran = self.run("split-window", "-d", direction, "-P", "-F", PANE_FACTS,
+    def split(self, beside: str, direction: str, argv: tuple[str, ...], assignment: str) -> PaneFacts:
+        """Opens a pane that runs `argv` beside another one, and leaves the focus where it is. `assignment` is
+        set in its environment."""
+        ran = self.run("split-window", "-d", direction, "-P", "-F", PANE_FACTS, "-e", assignment,
                        "-t", beside, *argv)   # no -c: tmux would obey what a folder's name holds
-        facts = self._read_facts(ran, "opening a pane")
-        self.run(*self.keep_dead("-p", "-t", facts.pane))
-        return facts
+        return self._read_facts(ran, "opening a pane")
+
+    def keep_pane(self, pane: str) -> None:
+        """Lets a pane stay when its program ends."""
+        self.run(*self.keep_dead("-p", "-t", pane))
 
     def _read_facts(self, ran: Ran, doing: str) -> PaneFacts:
-        words = ran.out.split("\n")[0].split(" ", 3)
-        if ran.status or len(words) < 4:
+        words = ran.out.split("\n")[0].split(" ", 4)
+        if ran.status or len(words) < 5:
             raise explain_tmux(ran, doing)
-        return PaneFacts(words[3], int(words[0]), words[1], int(words[2]))
+        return PaneFacts(words[4], int(words[0]), words[1], words[2], int(words[3]))
 
     def pane_size(self, pane: str) -> tuple[int, int]:
         """Columns and lines of a pane; (0, 0) when it is not there."""
@@ -2011,9 +2040,12 @@ class TmuxServer:
 class ControlClient:
     """One `tmux -C` client: asks a server questions without starting a process for each."""
 
-    def __init__(self, server: TmuxServer, pane: str) -> None:
+    def __init__(self, server: TmuxServer, session: str) -> None:
+        # -t with a pane would move the focus to it, and without -E the session would get our environment.
         flags = ("-f", CLIENT_FLAGS) if server.version >= (3, 2) else ()
-        argv = ("tmux", "-u", "-C", "-S", server.socket, "attach-session", "-t", pane, *flags)
+        argv = ("tmux", "-u", "-C", "-S", server.socket, "attach-session", "-E", "-t", session, *flags)
+        if server.echo:
+            server.echo("+ " + " ".join(map(shlex.quote, argv)))
         import subprocess
         self._buffer = b""
         self._client = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -2088,8 +2120,9 @@ class ControlClient:
 
 RUN_FORMAT = 1   # of run.json; a copy of another version names what it cannot read and leaves it alone
 START_FACTS = ("id", "state", "outcome", "profile", "agent", "workspace", "keep", "max_time_s", "stall_s",
-               "tmux", "started_at", "caller", "record_home")                        # from the start on
-PLACE_FACTS = ("place", "socket", "socket_identity", "pane", "launcher", "server")   # once there is a worker
+               "tmux", "started_at", "caller", "machine", "record_home")   # from the start on
+PLACE_FACTS = ("place", "socket", "socket_identity", "session", "pane", "launcher",
+               "server")   # once there is a worker
 RUN_VARIABLE = "SELFTALK_RUN"       # the folder of the run a process belongs to
 DEPTH_VARIABLE = "SELFTALK_DEPTH"   # how many runs it is inside of
 
@@ -2110,10 +2143,12 @@ def read_run_facts(folder: str) -> dict[str, Any]:
         raise Unusable("%s: no readable run.json" % folder, "look into the folder") from error
     if not isinstance(facts, dict) or facts.get("format") != RUN_FORMAT:
         raise Unusable("%s: written by another version of selftalk" % folder, "use that version for it")
-    needed = START_FACTS if facts.get("state") == "starting" else START_FACTS + PLACE_FACTS
+    needed = START_FACTS + (PLACE_FACTS if facts.get("state") == "running" else ())
     missing = [fact for fact in needed if fact not in facts]
     if missing:
         raise Unusable("%s: run.json lacks `%s`" % (folder, missing[0]), "look into the folder")
+    if facts["agent"] not in AGENTS:
+        raise Unusable("%s: agent `%s` is not known here" % (folder, facts["agent"]), "use a newer selftalk")
     return facts
 
 
@@ -2130,6 +2165,16 @@ class Run:
     @property
     def is_over(self) -> bool:
         return self.facts["state"] == "over"
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether its turn has an outcome that stays: then only the worker may still have to be ended."""
+        return self.facts["outcome"] not in (None, *OPEN_OUTCOMES)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its pids mean something to us: it may belong to a container, or to before the last boot."""
+        return self.facts["machine"] == name_machine()
 
     @property
     def mark(self) -> str:
@@ -2293,6 +2338,8 @@ FIRST_LOOK_S = 0.25              # looks at screen and record: the first one, an
 LONGEST_LOOK_S = 1.0
 QUIT_PATIENCE_S = 3.0            # claude, codex and opencode went within 2 s of their quit keys
 DROPPED_VARIABLES = ("TMUX", "TMUX_PANE", "COLUMNS", "LINES")
+SHELL_VARIABLES = ("TERM", "TERM_PROGRAM", "PWD", "SHLVL", "_", "UID", "EUID", "PPID", "SHELLOPTS",
+                   "BASHOPTS", "BASH_VERSINFO")   # a pane's own, and those that a shell refuses to set
 
 DONE_FILE_PROMPT = """{prompt}
 
@@ -2344,6 +2391,15 @@ class Sight(NamedTuple):
 
 # --- starting ----------------------------------------------------------------
 
+def note_place(run: Run, **facts: Any) -> None:
+    """Writes down where a run is being started. `Failure` when it was stopped meanwhile."""
+    with run.locked():
+        run.reload()
+        if run.is_over:
+            raise Failure("run %d: was stopped while it was starting" % run.id, "start it again")
+        run.update(**facts)
+
+
 def needs_utf8(env: dict[str, str]) -> bool:
     """Whether an environment asks for no UTF-8: agents draw their screens with it."""
     chosen = env.get("LC_ALL") or env.get("LC_CTYPE") or env.get("LANG") or ""
@@ -2388,7 +2444,8 @@ def added_args(profile: Profile, workspace: str) -> tuple[str, ...]:
     """The row's own args, less those that the profile decides itself."""
     words = tuple(word for sign, words in profile.agent.start.added for word in words
                   if not any(re.match(sign, arg) for arg in profile.args))
-    return fill_holes(words, {"workspace": workspace, "workspace_json": json.dumps(workspace)})
+    quoted = json.dumps(workspace, ensure_ascii=False)   # TOML knows no surrogate pairs
+    return fill_holes(words, {"workspace": workspace, "workspace_json": quoted})
 
 
 def agent_args(profile: Profile, workspace: str, folder: str) -> tuple[str, ...]:
@@ -2469,7 +2526,7 @@ def open_session(run: Run, launch: Launch, version: tuple[int, int], echo: Optio
     env = dict(launch.env, SELFTALK_RUN=run.folder)
     for number in range(1, 100):
         name = "selftalk-%d" % run.id if number == 1 else "selftalk-%d-%d" % (run.id, number)
-        run.update(socket=socket_path(name, launch.env.get("TMUX_TMPDIR", "")))
+        note_place(run, socket=socket_path(name, launch.env.get("TMUX_TMPDIR", "")))
         try:
             return TmuxServer(name, version, echo).start(("sh", run.path("launch.sh")), env)
         except Failure as error:
@@ -2482,46 +2539,52 @@ def open_beside(run: Run, launch: Launch, server: TmuxServer, direction: str, be
     """Starts the worker in a pane beside the caller.
 
     That server was started by somebody else, with another environment. The worker's comes through a named
-    pipe: it is never on disk, in an argument or in an option of tmux.
+    pipe: it is never on disk, in an argument or in an option of tmux. The pane is written down before it gets
+    it, so that a start that is cut short can be undone.
     """
     write_file(run.path("launch.sh"), render_launcher(run, launch, True), mode=0o700)
-    env = dict(launch.env, SELFTALK_RUN=run.folder)
     make_pipe(run.path("env"))
-    facts = server.split(beside, direction, ("sh", run.path("launch.sh")))
-    lines = ["export %s=%s" % (name, shlex.quote(value)) for name, value in env.items()
-             if ENV_NAME.match(name) and name not in ("TERM", "TERM_PROGRAM", "PWD", "SHLVL", "_")]
+    facts = server.split(beside, direction, ("sh", run.path("launch.sh")), run.mark)
+    note_place(run, place="pane", socket=facts.socket, pane=facts.pane,
+               server=process_fact(read_process(facts.server_pid)))
+    server.keep_pane(facts.pane)
+    lines = ["export %s=%s" % (name, shlex.quote(value)) for name, value in launch.env.items()
+             if ENV_NAME.match(name) and name not in SHELL_VARIABLES]
     if not feed_pipe(run.path("env"), "\n".join(lines) + "\n", 15.0):
-        server.kill_pane(facts.pane)
         raise Failure("tmux: the new pane did not start", "use --session")
     return facts
 
 
 # --- the agent's own record --------------------------------------------------
 
-def holds_run(text: str, needle: str, since: float) -> bool:
-    """Whether a record was begun after `since` and speaks of our run.
+def find_begin(text: str, needle: str, since: float) -> str:
+    """When a record that speaks of our run was begun; "" for one that does not, or was begun before `since`.
 
     An agent that called us has our folder's name in its record too, but its record is older.
     """
     found = re.search(r'"timestamp": ?"([0-9T:.-]+)Z"', text)
-    begun = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(since - 1.0))
-    return bool(found) and found.group(1) >= begun and json.dumps(needle)[1:-1] in text
+    earliest = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(since - 1.0))
+    is_ours = found and found.group(1) >= earliest and json.dumps(needle)[1:-1] in text
+    return found.group(1) if is_ours else ""
 
 
 class RecordFollower:
     """Follows what an agent writes down about itself, from the moment its file is found."""
 
     def __init__(self, record: Optional[Record], run: Run) -> None:
+        import glob   # 3 ms, and only once a worker runs
+        self._glob = glob.glob
         self.record, self.said = record, Said()
         self._needle = run.folder + "/"   # each prompt of ours names a file in it, so the record does too
         self._since = run.facts["started_at"]
-        self._path, self._offset, self._partial, self._size = "", 0, b"", -1
-        self._pattern = os.path.join(run.facts["record_home"], record.files) if record else ""
+        self._path, self._offset, self._partial, self._stamp = "", 0, b"", ()
+        home = glob.escape(run.facts["record_home"]) if record else ""
+        self._pattern = os.path.join(home, record.files) if record else ""
 
     @property
     def has_grown(self) -> bool:
         """Whether the file has changed since the last read."""
-        return bool(self._path) and self._written() != self._size
+        return bool(self._path) and self._written() != self._stamp
 
     def read(self) -> Said:
         """What the agent said up to now."""
@@ -2529,24 +2592,22 @@ class RecordFollower:
             return self.said
         self._path = self._path or self._find()
         if self.has_grown:
-            self._size = self._written()
+            self._stamp = self._written()
             self.said = self._read_rows() if self.record.query else self._read_lines()
         return self.said
 
-    def _written(self) -> int:
-        """A number that changes when the record does; SQLite writes beside the database first."""
-        return file_size(self._path) + max(0, file_size(self._path + "-wal"))
+    def _written(self) -> tuple[Any, ...]:
+        """Changes when the record does; SQLite writes into the file beside the database first."""
+        return file_stamp(self._path), file_stamp(self._path + "-wal")
 
     def _find(self) -> str:
-        import glob  # 3 ms, and only for agents that keep a record
-        paths = sorted(glob.glob(self._pattern), key=modified_at)[-40:]
-        return next((path for path in reversed(paths) if self._is_ours(path)), "")
-
-    def _is_ours(self, path: str) -> bool:
+        """The record that was begun first of those that speak of our run: a later one may quote it."""
+        paths = self._glob(self._pattern)
         if self.record.query:
-            return True
-        is_recent = modified_at(path) >= self._since - 1.0
-        return is_recent and holds_run(read_file(path) or "", self._needle, self._since)
+            return paths[0] if paths else ""
+        recent = [path for path in paths if file_stamp(path)[1] >= self._since - 1.0]
+        begins = [(find_begin(read_file(path) or "", self._needle, self._since), path) for path in recent]
+        return min((pair for pair in begins if pair[0]), default=("", ""))[1]
 
     def _read_lines(self) -> Said:
         data = read_bytes(self._path, self._offset) or b""
@@ -2590,14 +2651,14 @@ class Worker:
 
     def has_news(self) -> bool:
         """A cheap look, a few system calls: whether the worker ended, published, or wrote in its record."""
-        return (file_size(self.run.path("exit")) > 0 or file_size(self.run.path("done.md")) >= 0
+        return (file_size(self.run.path("exit")) > 0 or file_size(self.run.path("done.md")) > 0
                 or self.record.has_grown or not has_process(self.launcher.pid))
 
     def look(self) -> Sight:
         """A whole look. What ends a turn is read first and its fruits last, so none is missed in between."""
-        status = read_exit(self.run)
-        is_gone = status is not None or not is_alive(self.launcher)
-        status = read_exit(self.run)   # written just before the launcher ended
+        is_dead = not is_alive(self.launcher)
+        status = read_exit(self.run)   # written before the launcher ends, so read after that was asked
+        is_gone = is_dead or status is not None
         said = self.record.read()
         if is_gone:
             self.await_drained()
@@ -2631,14 +2692,24 @@ class Worker:
         except ServerGone:
             return self.last_screen.text.rstrip()
 
+    def is_publishing(self) -> bool:
+        """Whether a process of the worker has done.md open: it writes there instead of renaming a file."""
+        path = os.path.realpath(self.run.path("done.md"))
+        return any(has_open(process, path) for process in find_tree(self.launcher, self.run.mark))
+
     def press(self, keys: Iterable[str]) -> None:
         """Presses keys in the worker's pane."""
         self.server.send_keys(self.pane, keys)
 
     def _ask(self, *commands: str) -> list[str]:
         if not self._client:
-            self._client = self._exits.enter_context(ControlClient(self.server, self.pane))
-        return self._client.ask(*commands)
+            self._client = self._exits.enter_context(ControlClient(self.server, self.run.facts["session"]))
+        try:
+            return self._client.ask(*commands)
+        except ServerGone:
+            self._client.close()
+            self._client = None
+            raise
 
 
 # --- dialogs -----------------------------------------------------------------
@@ -2708,15 +2779,19 @@ def end_pane(run: Run, echo: Optional[Tell] = None) -> list[Process]:
 
 
 def end_start(run: Run) -> None:
-    """Ends what a start that was cut short has left: a server of which nobody knows more than its socket."""
+    """Ends what a start that was cut short has left: a pane or a server of which run.json may know little."""
     end_processes(lambda: find_tree(Process(0, ""), run.mark))
-    path = run.facts.get("socket")
+    path, server = run.facts.get("socket"), fact_process(run.facts.get("server"))
     if not path or not os.path.exists(path):
         return
-    server = TmuxServer(path, tuple(run.facts["tmux"]))
-    told = server.run("show-environment", "-g", RUN_VARIABLE)
+    tmux = TmuxServer(path, tuple(run.facts["tmux"]))
+    if run.facts.get("place") == "pane":
+        if is_alive(server):
+            tmux.kill_pane(run.facts["pane"])
+        return
+    told = tmux.run("show-environment", "-g", RUN_VARIABLE)
     if told.out.strip() == run.mark:   # where processes cannot be found by their environment
-        server.run("kill-server")
+        tmux.run("kill-server")
     if told.status or told.out.strip() == run.mark:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
@@ -2741,7 +2816,6 @@ def end_start(run: Run) -> None:
 
 HEARTBEAT_S = 60.0
 STALL_S = 600.0
-OPEN_OUTCOMES = ("asks", "stalled")   # the worker is kept, and may still come to an answer
 
 
 class Request(NamedTuple):
@@ -2763,8 +2837,10 @@ class Progress(NamedTuple):
     began: bool = False                # the turn was seen to start
     state: str = ""                    # of the last look
     looks: int = 0                     # in a row that saw this state
-    mark: str = ""                     # a checksum of what was on the screen and in the record
+    trace: str = ""                    # a checksum of what was on the screen and in the record, less spinners
     moved_s: float = 0.0               # when that last changed; all times are seconds since the run's start
+    face: str = ""                     # a checksum of the screen with its spinners
+    stirred_s: float = 0.0             # when that last changed
     answered: tuple[str, ...] = ()     # the dialogs that keys were pressed for
     asked: str = ""                    # the screen those keys were pressed on
     asked_s: float = 0.0
@@ -2775,8 +2851,11 @@ class Progress(NamedTuple):
 # --- turns on disk ----------------------------------------------------------
 
 def read_turn(run: Run) -> dict[str, Any]:
-    """What turns/1.json says; nothing before it is written."""
-    return as_map(json.loads(read_file(run.path("turns/1.json")) or "{}"))
+    """What turns/1.json says; nothing before it is written, or when a full disk has cut it."""
+    try:
+        return as_map(json.loads(read_file(run.path("turns/1.json")) or "{}"))
+    except (ValueError, RecursionError):
+        return {}
 
 
 def write_turn(run: Run, facts: dict[str, Any]) -> None:
@@ -2824,11 +2903,25 @@ def open_place(run: Run, launch: Launch, place: str, base: dict[str, str],
 
 
 def discard_run(run: Run) -> None:
-    """Ends what a start that failed has left, and removes its folder."""
+    """Ends what a start that failed has left, and removes its folder, unless somebody has stopped the run."""
     end_start(run)
-    with contextlib.suppress(OSError):
-        os.unlink(open_mark(run))
-    remove_folder(run.folder)
+    with run.locked():
+        run.reload()
+        if run.is_over:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(open_mark(run))
+        remove_folder(run.folder)
+
+
+def note_start(run: Run, launch: Launch, place: str, facts: PaneFacts) -> None:
+    """Writes down that a worker runs, and where."""
+    argv = [launch.program, *agent_args(launch.profile, launch.workspace, run.folder)]
+    note_place(run, state="running", place=place, argv=argv, socket=facts.socket, session=facts.session,
+               pane=facts.pane, socket_identity=socket_identity(facts.socket),
+               launcher=process_fact(read_process(facts.pane_pid)),
+               server=process_fact(read_process(facts.server_pid)))
+    run.log("spawned", place=place, socket=facts.socket, pane=facts.pane)
 
 
 def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = None) -> Run:
@@ -2843,18 +2936,14 @@ def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = Non
         "parent": as_number(os.path.basename(base.get(RUN_VARIABLE, ""))),
         "workspace": request.workspace, "keep": request.keep, "max_time_s": request.max_time_s,
         "stall_s": request.stall_s, "tmux": version, "started_at": time.time(),
-        "caller": process_fact(read_process(os.getpid())),
+        "caller": process_fact(read_process(os.getpid())), "machine": name_machine(),
+        "parent_folder": base.get(RUN_VARIABLE, ""),
         "record_home": record_home(request.profile.agent, launch.env)})
     try:
         write_file(run.path("prompt.md"), run_prompt(run, request.prompt, request.profile.agent.start))
         write_turn(run, {"prompt": request.prompt, "outcome": None})
         place, facts = open_place(run, launch, request.place, base, echo)
-        argv = [launch.program, *agent_args(request.profile, request.workspace, run.folder)]
-        run.update(state="running", place=place, argv=argv, socket=facts.socket, pane=facts.pane,
-                   socket_identity=socket_identity(facts.socket),
-                   launcher=process_fact(read_process(facts.pane_pid)),
-                   server=process_fact(read_process(facts.server_pid)))
-        run.log("spawned", place=place, socket=facts.socket, pane=facts.pane)
+        note_start(run, launch, place, facts)
     except BaseException as error:
         discard_run(run)
         if isinstance(error, KeyboardInterrupt):
@@ -2867,11 +2956,12 @@ def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = Non
 
 def settle_state(sight: Sight) -> str:
     """One state from two sources. The agent's record outranks its screen, but for what only the screen knows:
-    that a question is open, and that something still runs in the background of a finished turn."""
+    that a question is open, that a limit holds up the turn, and that something still runs behind a finished
+    one."""
     shown, told = sight.verdict.state, sight.said.state
     if shown in ("asks", "login") or told == "unknown":
         return shown
-    return shown if (told, shown) == ("ready", "busy") else told
+    return shown if (told, shown) in (("ready", "busy"), ("busy", "limited")) else told
 
 
 def look_pause_s(agent: Agent, at_s: float) -> float:
@@ -2881,14 +2971,20 @@ def look_pause_s(agent: Agent, at_s: float) -> float:
     return min(LONGEST_LOOK_S, max(FIRST_LOOK_S, 0.05 * at_s))
 
 
+def checksum(value: object) -> str:
+    """Eight digits that differ when `value` does."""
+    return "%08x" % binascii.crc32(repr(value).encode("utf-8", "replace"))
+
+
 def note_sight(progress: Progress, sight: Sight, at_s: float) -> Progress:
     """What is known after one more look, `at_s` seconds after the run's start."""
-    state = settle_state(sight)
-    mark = "%08x" % binascii.crc32(repr((progress_mark(sight.screen), sight.said)).encode("utf-8", "replace"))
+    state, face = settle_state(sight), checksum(sight.screen.text)
+    trace = checksum((progress_mark(sight.screen), sight.said))
     return progress._replace(
         state=state, looks=progress.looks + 1 if state == progress.state else 1,
         began=progress.began or state == "busy" or sight.said.state != "unknown",
-        mark=mark, moved_s=at_s if mark != progress.mark else progress.moved_s)
+        trace=trace, moved_s=at_s if trace != progress.trace else progress.moved_s,
+        face=face, stirred_s=at_s if face != progress.face else progress.stirred_s)
 
 
 def judge_trouble(state: str, sight: Sight) -> Ending:
@@ -2920,10 +3016,11 @@ def judge_stall(progress: Progress, sight: Sight, at_s: float, agent: Agent,
     silent_s = at_s - progress.moved_s
     if silent_s >= stall_s:
         was_taken = progress.began or not agent.pane.rules
-        seen = "no progress for %d s" % silent_s if was_taken else "the prompt was not taken"
+        seen = "no progress for %d s" % silent_s if was_taken else "the turn was not seen to start"
         return Ending("stalled", seen, "look at it; then wait again, or stop it", said=sight.said)
-    if agent.pane.silence_s and silent_s >= agent.pane.silence_s:
-        return Ending("answered", "nothing moved for %d s; taken as the end of the turn" % silent_s,
+    still_s = at_s - progress.stirred_s
+    if agent.pane.silence_s and still_s >= agent.pane.silence_s:
+        return Ending("answered", "nothing moved for %d s; taken as the end of the turn" % still_s,
                       source="screen")
     return None
 
@@ -2952,6 +3049,17 @@ def judge_turn(progress: Progress, sight: Sight, at_s: float, agent: Agent,
 
 # --- ending ------------------------------------------------------------------
 
+def attempt(*deeds: Callable[[], object]) -> str:
+    """Does each of them, and says what went wrong: trouble with one does not keep the next from it."""
+    troubles = []
+    for deed in deeds:
+        try:
+            deed()
+        except Failure as failure:
+            troubles.append(failure.what)
+    return "; ".join(troubles)
+
+
 def write_ending(run: Run, ending: Ending) -> None:
     """Keeps an ending: the answer whole in turns/1.md, all else in turns/1.json."""
     now = time.time()
@@ -2961,12 +3069,19 @@ def write_ending(run: Run, ending: Ending) -> None:
                      "ended_at": round(now, 3), "seconds": round(now - run.facts["started_at"], 3)})
 
 
+def read_summary(run: Run) -> str:
+    """What the worker has published; "" for nothing."""
+    return clean_text(read_file(run.path("done.md")) or "").rstrip("\n")
+
+
 def read_ending(run: Run) -> Ending:
-    """The ending that was kept."""
+    """The ending that was kept, as far as it was."""
     turn = read_turn(run)
     said = Said(model=turn.get("model") or "", tokens=turn.get("tokens"))
-    answer = read_file(run.path("turns/1.md")) or ""
-    return Ending(turn["outcome"], turn["what"], turn["fix"], answer, turn["source"], said)
+    answer = read_file(run.path("turns/1.md")) or read_summary(run)
+    outcome = turn.get("outcome") or run.facts["outcome"]
+    what, fix, source = (turn.get(name) or "" for name in ("what", "fix", "source"))
+    return Ending(outcome, what, fix, answer, source, said)
 
 
 def end_worker(run: Run, outcome: str, echo: Optional[Tell]) -> None:
@@ -2979,23 +3094,65 @@ def end_worker(run: Run, outcome: str, echo: Optional[Tell]) -> None:
         raise Failure("run %d: processes that could not be ended: %s" % (run.id, pids), "end them by hand")
 
 
+def read_children(run: Run) -> list[Run]:
+    """The runs that were started inside a run and are not over: who asked for them goes with it."""
+    state = os.path.dirname(os.path.dirname(run.folder))
+    runs = read_runs(state, "open", lambda line: None)
+    return [child for child in runs if child.facts.get("parent_folder") == run.folder]
+
+
+def published_ending(run: Run) -> Ending:
+    """What a stop leaves of a turn: the summary, when the worker was faster than the stop."""
+    answer = read_summary(run)
+    if answer:
+        return Ending("answered", answer=answer, source="done.md")
+    return Ending("stopped", "the run was stopped", "start a new one")
+
+
+def stop_run(run: Run, echo: Optional[Tell] = None) -> bool:
+    """Ends a run now, and the runs that were started inside it; False when it was over already."""
+    with run.locked():
+        run.reload()
+        if run.is_over:
+            return False
+        if not run.is_here:
+            raise Unusable("run %d: belongs to another machine, container or boot" % run.id, "stop it there")
+        if run.facts["state"] == "starting":
+            end_start(run)
+            close_run(run, outcome="stopped")
+            return True
+        ending = read_ending(run) if run.is_settled else published_ending(run)
+        trouble = attempt(lambda: [stop_run(child, echo) for child in read_children(run)],
+                          lambda: None if run.is_settled else write_ending(run, ending),
+                          lambda: end_worker(run, ending.outcome, echo))
+    if trouble:
+        raise Failure("run %d: %s" % (run.id, trouble), "look into %s" % run.folder)
+    return True
+
+
+def is_kept(run: Run, ending: Ending) -> bool:
+    """Whether the worker stays after this ending."""
+    return ending.outcome in OPEN_OUTCOMES or run.facts["keep"] and ending.outcome != "late"
+
+
+def dismiss_worker(worker: Worker, ending: Ending) -> None:
+    """Ends the worker of a turn that is over, unless it is to be kept."""
+    if is_kept(worker.run, ending):
+        return
+    if ending.outcome == "answered":
+        quit_worker(worker)
+    for child in read_children(worker.run):
+        stop_run(child, worker.server.echo)
+    end_worker(worker.run, ending.outcome, worker.server.echo)
+
+
 def keep_ending(worker: Worker, ending: Ending) -> None:
     """Writes down how a turn ended, with the last screen."""
     run = worker.run
     write_ending(run, ending)
     write_file(run.path("screen.txt"), clean_text(worker.capture().text).rstrip() + "\n")
     run.log(ending.outcome, source=ending.source, what=ending.what)
-    if ending.outcome in OPEN_OUTCOMES or run.facts["keep"]:
-        run.update(outcome=ending.outcome)
-
-
-def dismiss_worker(worker: Worker, ending: Ending) -> None:
-    """Ends the worker of a turn that is over, unless it is to be kept."""
-    if ending.outcome in OPEN_OUTCOMES or worker.run.facts["keep"]:
-        return
-    if ending.outcome == "answered":
-        quit_worker(worker)
-    end_worker(worker.run, ending.outcome, worker.server.echo)
+    run.update(outcome=ending.outcome)
 
 
 def finish_turn(worker: Worker, ending: Ending) -> Ending:
@@ -3006,33 +3163,12 @@ def finish_turn(worker: Worker, ending: Ending) -> Ending:
     run = worker.run
     with run.locked():
         run.reload()
-        if run.is_over:
+        if run.is_settled:
             return read_ending(run)
         answer = worker.capture_all() if ending.source == "screen" else ending.answer
         ending = ending._replace(answer=clean_text(answer).rstrip("\n"))
-        for deed in (keep_ending, dismiss_worker):
-            try:
-                deed(worker, ending)
-            except Failure as failure:
-                ending = ending._replace(what="; ".join(filter(None, (ending.what, failure.what))))
-    return ending
-
-
-def stop_run(run: Run, echo: Optional[Tell] = None) -> bool:
-    """Ends a run now; False when it was over already."""
-    with run.locked():
-        run.reload()
-        if run.is_over:
-            return False
-        if run.facts["outcome"] in (None, *OPEN_OUTCOMES):
-            write_ending(run, Ending("stopped", "the run was stopped", "start a new one"))
-        if run.facts["state"] == "starting":
-            end_start(run)
-            close_run(run, outcome="stopped")
-            return True
-        outcome = run.facts["outcome"]
-        end_worker(run, "stopped" if outcome in (None, *OPEN_OUTCOMES) else outcome, echo)
-    return True
+        trouble = attempt(lambda: keep_ending(worker, ending), lambda: dismiss_worker(worker, ending))
+    return ending._replace(what="; ".join(filter(None, (ending.what, trouble))))
 
 
 # --- waiting: the deed -------------------------------------------------------
@@ -3076,15 +3212,17 @@ def read_progress(run: Run, at_s: float) -> Progress:
     """What the waits before this one have learnt: a stall is one, into however many waits it was cut."""
     try:
         kept = as_map(json.loads(read_file(run.path("progress.json")) or "{}"))
-    except ValueError:   # half of it: then this wait begins anew
-        kept = {}
-    return Progress(began=bool(kept.get("began")), mark=str(kept.get("mark", "")),
-                    moved_s=min(at_s, float(kept.get("moved_s", 0.0))), beat_s=at_s + HEARTBEAT_S)
+        times = [min(at_s, float(kept.get(name, 0.0))) for name in ("moved_s", "stirred_s")]
+    except (ValueError, TypeError):   # half of it, or not ours: then this wait begins anew
+        kept, times = {}, [0.0, 0.0]
+    return Progress(began=bool(kept.get("began")), trace=str(kept.get("trace", "")), moved_s=times[0],
+                    face=str(kept.get("face", "")), stirred_s=times[1], beat_s=at_s + HEARTBEAT_S)
 
 
 def write_progress(run: Run, progress: Progress) -> None:
     """Keeps what the next wait has to know."""
-    facts = {"began": progress.began, "mark": progress.mark, "moved_s": round(progress.moved_s, 3)}
+    names = ("began", "trace", "moved_s", "face", "stirred_s")
+    facts = {name: getattr(progress, name) for name in names}
     write_file(run.path("progress.json"), json.dumps(facts) + "\n")
 
 
@@ -3102,18 +3240,23 @@ def await_ending(worker: Worker, wait_s: float, tell: Tell) -> Optional[Ending]:
     progress = read_progress(run, before_s)
     for waited_s in until(wait_s, pause=worker.pause):
         at_s = before_s + waited_s
-        if not (worker.has_news() or at_s >= progress.next_look_s or waited_s >= wait_s):
+        is_late = bool(facts["max_time_s"]) and at_s >= facts["max_time_s"]
+        if not (worker.has_news() or at_s >= progress.next_look_s or waited_s >= wait_s or is_late):
             continue
         check_folder(run)
         sight = worker.look()
         next_look_s = at_s + look_pause_s(worker.agent, at_s)
+        had_begun = progress.began
         progress = note_sight(progress, sight, at_s)._replace(next_look_s=next_look_s)
+        if progress.began != had_begun:
+            write_progress(run, progress)
         ending = judge_turn(progress, sight, at_s, worker.agent, facts["stall_s"])
         if ending and ending.outcome == "asks":
             ending, progress = try_dialog(worker, sight, ending, progress, at_s)
-        if ending:
+        if ending and not (ending.source == "done.md" and worker.is_publishing()):
+            write_progress(run, progress._replace(moved_s=at_s))   # so that a new wait begins a new stall
             return ending
-        if facts["max_time_s"] and at_s >= facts["max_time_s"]:
+        if is_late and not (progress.state == "ready" and progress.looks == 1):   # then one more look decides
             return Ending("late", "not done after %g s" % facts["max_time_s"], "give it more --max-time",
                           said=sight.said)
         progress = beat(run, progress, at_s, tell)
@@ -3121,12 +3264,25 @@ def await_ending(worker: Worker, wait_s: float, tell: Tell) -> Optional[Ending]:
     return None
 
 
+def settle_run(run: Run, echo: Optional[Tell] = None) -> None:
+    """Ends the worker of a turn that is over: who wrote its ending down may have been killed over it."""
+    with run.locked():
+        run.reload()
+        if not run.is_over and not is_kept(run, Ending(run.facts["outcome"])):
+            for child in read_children(run):
+                stop_run(child, echo)
+            end_worker(run, run.facts["outcome"], echo)
+
+
 def await_run(run: Run, wait_s: float, tell: Tell, echo: Optional[Tell] = None) -> Ending:
     """Waits until a run's turn has ended, or for `wait_s`, and returns the ending; from any process, any
     number of times. A run that has ended gives the same ending again."""
+    if not (run.is_over or run.is_here):
+        raise Unusable("run %d: belongs to another machine, container or boot" % run.id, "wait for it there")
     if run.facts["state"] == "starting":
         await_start(run, wait_s)
-    if run.facts["outcome"] not in (None, *OPEN_OUTCOMES):
+    if run.is_settled:
+        settle_run(run, echo)
         return read_ending(run)
     if run.facts["state"] != "starting":
         with Worker(run, echo) as worker:
@@ -3159,6 +3315,8 @@ def collect_run(run: Run, tell: Tell) -> None:
     """Ends one run whose caller is gone, if it has come to an end."""
     if run.facts["state"] == "starting":
         stop_run(run)
+    elif run.is_settled:
+        settle_run(run)
     elif has_ended(run):
         ending = await_run(run, 0.0, tell)
         if ending.outcome != "running":
@@ -3168,7 +3326,7 @@ def collect_run(run: Run, tell: Tell) -> None:
 def collect_runs(state: str, tell: Tell) -> None:
     """Ends what a caller that died has left: starts that got nowhere, and tasks that have finished since."""
     for run in read_runs(state, "open", tell):
-        if is_alive(fact_process(run.facts["caller"])) or run.facts["keep"] or run.facts["outcome"]:
+        if not run.is_here or is_alive(fact_process(run.facts["caller"])) or run.facts["keep"]:
             continue
         try:
             collect_run(run, tell)
@@ -3197,7 +3355,10 @@ def watch_command(facts: dict[str, Any], how: str = "-r ") -> str:
 
 def started_line(run: Run) -> str:
     """The first line a person sees."""
-    return "run %d: %s started; watch: %s" % (run.id, run.facts["profile"], watch_command(run.facts))
+    head = "run %d: %s started" % (run.id, run.facts["profile"])
+    if run.facts["place"] == "pane":
+        return "%s in pane %s, beside this one" % (head, run.facts["pane"])
+    return "%s; watch: %s" % (head, watch_command(run.facts))
 
 
 def last_lines(text: str) -> list[str]:
@@ -3442,7 +3603,7 @@ def play_demo_worker(prompt: str) -> int:
     draw("Demo worker", "", answer, "", "> ")
     write_file(os.path.join(folder.group(1), "done.md.tmp"), answer + "\n")
     os.replace(os.path.join(folder.group(1), "done.md.tmp"), os.path.join(folder.group(1), "done.md"))
-    sys.stdin.readline()
+    select.select([0], [], [], 30.0)   # it stays, as the real ones do, but not for ever
     return 0
 
 
@@ -3511,11 +3672,17 @@ def cmd_wait(args: "argparse.Namespace") -> int:
 
 
 def cmd_stop(args: "argparse.Namespace") -> int:
-    """Ends runs."""
+    """Ends runs: all of them, also when there is trouble with one."""
     runs = [find_run(state_folder(dict(os.environ)), word) for word in args.ids]
+    tell, trouble = choose_tell(args), None
     for run in runs:
-        was_alive = stop_run(run, choose_echo(args))
-        choose_tell(args)("run %d: %s" % (run.id, "stopped" if was_alive else "was over already"))
+        try:
+            was_alive = stop_run(run, choose_echo(args))
+            tell("run %d: %s" % (run.id, "stopped" if was_alive else "was over already"))
+        except Failure as failure:
+            trouble = trouble or failure
+    if trouble:
+        raise trouble
     if args.json:
         emit_object([run_object(run) for run in runs])
     return 0
@@ -3738,7 +3905,8 @@ def report_failure(failure: Failure, as_json: bool) -> int:
 
 def main(words: list[str]) -> int:
     """Runs a command line; the only catcher. Tracebacks are bugs."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     prepare_streams()
     try:
         return dispatch(words)

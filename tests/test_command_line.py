@@ -441,7 +441,7 @@ def test_silence_is_counted_across_waits(sandbox):
 def test_a_wait_that_ends_before_the_start_is_a_wait_that_is_over(sandbox):
     folder = pathlib.Path(selftalk.new_run(str(sandbox.state), {
         "profile": "p", "agent": "demo", "started_at": 1.0, "workspace": "/", "keep": False, "depth": 1, "parent": None, "form": "task",
-        "max_time_s": 0.0, "stall_s": 600.0, "tmux": [3, 3], "record_home": "",
+        "max_time_s": 0.0, "stall_s": 600.0, "tmux": [3, 3], "record_home": "", "machine": selftalk.name_machine(),
         "caller": selftalk.process_fact(selftalk.read_process(os.getpid()))}).folder)
     assert sandbox.run("wait", "1", "--wait", "0.1")[0] == 75
     selftalk.remove_folder(str(folder))

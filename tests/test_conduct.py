@@ -81,7 +81,7 @@ def test_not_busy_is_not_ready_and_ready_is_not_the_end_before_the_turn_began():
 
 def test_a_prompt_that_is_never_taken_is_a_stall():
     ending = judge(*[shown("ready")] * 5, stall_s=3.0)
-    assert ending.outcome == "stalled" and "not taken" in ending.what
+    assert ending.outcome == "stalled" and "not seen to start" in ending.what
 
 
 def test_a_spinner_that_turns_is_no_progress():
@@ -107,6 +107,16 @@ def test_a_question_on_the_screen_outranks_a_busy_record():
     assert settle_state(told("busy", shown_state="asks")) == "asks"
     assert settle_state(told("busy", shown_state="ready")) == "busy"
     assert settle_state(told("unknown", shown_state="busy")) == "busy"
+
+
+def test_a_spinner_is_no_progress_but_no_silence_either():
+    turning = [shown("unknown", "%s Thinking %d s" % ("⠋⠙⠹⠸"[number % 4], number)) for number in range(100)]
+    assert judge(*turning, agent=GENERIC) is None
+
+
+def test_a_limit_that_only_the_screen_shows_outranks_a_busy_record():
+    assert settle_state(told("busy", shown_state="limited")) == "limited"
+    assert settle_state(told("ready", shown_state="limited")) == "ready"
 
 
 def test_silence_ends_a_turn_of_unknown_agents_only_and_is_marked():
@@ -344,6 +354,129 @@ def test_what_a_worker_says_reaches_a_terminal_clean(sandbox):
     assert (status, out) == (0, "abcd\nef\n")
 
 
+# --- what a review found ------------------------------------------------------------
+
+def await_spawned(sandbox, number=1):
+    path = sandbox.run_folder(number) / "events.jsonl"
+    return until_true(lambda: path.exists() and "spawned" in path.read_text())
+
+
+def facts_of(sandbox, number=1):
+    return json.loads((sandbox.run_folder(number) / "run.json").read_text())
+
+
+def test_an_answer_on_disk_survives_a_waiter_that_is_killed_while_it_ends_the_worker(sandbox):
+    sandbox.fake_config()
+    waiter = sandbox.start("run", "go", steps="child; busy 1; ready; hold")   # the child makes the ending slow
+    assert until_true(lambda: (sandbox.run_folder() / "turns" / "1.md").exists() and facts_of(sandbox)["outcome"], 15.0)
+    waiter.kill()
+    waiter.communicate()
+    status, result = sandbox.run_json("wait", "1")
+    assert (status, result["outcome"], result["source"]) == (0, "answered", "screen") and ">" in result["answer"]
+    assert not sandbox.processes()
+
+
+def test_a_wait_goes_on_after_its_client_was_detached(sandbox):
+    sandbox.fake_config()
+    waiter = sandbox.start("run", "go", "--stall", "10", steps="busy 1.5; ready; hold")
+    assert await_spawned(sandbox)
+    tmux = ["tmux", "-S", facts_of(sandbox)["socket"]]
+    assert until_true(lambda: subprocess.run(tmux + ["list-clients"], stdout=subprocess.PIPE).stdout)
+    subprocess.run(tmux + ["detach-client", "-s", "main"], check=True)
+    assert waiter.wait(timeout=9) == 0, waiter.communicate()
+
+
+def test_what_a_stalled_worker_publishes_later_is_its_answer(sandbox):
+    sandbox.fake_config()
+    assert sandbox.run("run", "go", "--stall", "0.5", steps="silent 1.2; done late but whole; hold")[0] == 7
+    assert until_true(lambda: (sandbox.run_folder() / "done.md").exists())
+    assert sandbox.run("stop", "1")[0] == 0
+    assert sandbox.run("wait", "1")[:2] == (0, "late but whole\n")
+
+
+def test_what_a_stalled_worker_has_published_is_collected(sandbox):
+    sandbox.fake_config()
+    assert sandbox.run("run", "go", "--stall", "0.5", steps="silent 1.2; done late but whole; hold")[0] == 7
+    assert until_true(lambda: (sandbox.run_folder() / "done.md").exists())
+    assert "collected: answered" in sandbox.run("list")[2] and not sandbox.processes()
+
+
+def test_a_killed_waiter_does_not_take_its_knowledge_along(sandbox):
+    sandbox.fake_config()
+    waiter = sandbox.start("run", "go", steps="busy 1.5; ready; hold")
+    assert until_true(lambda: "true" in ((sandbox.run_folder() / "progress.json").read_text()
+                                         if (sandbox.run_folder() / "progress.json").exists() else ""))
+    waiter.kill()
+    waiter.communicate()
+    assert until_true(lambda: facts_of(sandbox)["state"] == "running")
+    assert sandbox.run("wait", "1", "--wait", "8")[0] == 0
+
+
+def test_a_run_of_another_container_is_left_alone(sandbox):
+    sandbox.fake_config()
+    assert sandbox.run("run", "go", "--wait", "0.2", steps="hold")[0] == 75
+    path = sandbox.run_folder() / "run.json"
+    here = path.read_text()
+    path.write_text(json.dumps(dict(json.loads(here), machine="elsewhere")))
+    assert sandbox.run("list")[0] == 0 and facts_of(sandbox)["state"] == "running"
+    for verb in ("wait", "stop"):
+        status, _, err = sandbox.run(verb, "1")
+        assert status == 2 and "container" in err
+    path.write_text(here)
+    assert sandbox.run("stop", "1")[0] == 0
+
+
+def test_a_summary_that_is_still_being_written_is_waited_for(sandbox):
+    sandbox.config("default_profile: f\nprofiles:\n  f:\n    command: sh\n    args: [%s]\n" % (sandbox.folder / "a.sh"))
+    (sandbox.folder / "a.sh").write_text(
+        "done=$(printf %s \"$2\" | sed -n 's/done.md.tmp$/done.md/p')\n"
+        "{ echo part one; sleep 0.5; echo part two; } > \"$done\"\nsleep 100\n")
+    assert sandbox.run("run", "go")[:2] == (0, "part one\npart two\n")
+
+
+def test_a_run_with_an_agent_that_only_a_newer_copy_knows_is_named_and_left_alone(sandbox):
+    sandbox.fake_config()
+    assert sandbox.run("run", "go", "--wait", "0.2", steps="hold")[0] == 75
+    path = sandbox.run_folder() / "run.json"
+    here = path.read_text()
+    path.write_text(json.dumps(dict(json.loads(here), agent="of-tomorrow")))
+    status, _, err = sandbox.run("run", "hi", steps="done ok; hold")
+    assert status == 0 and "of-tomorrow" in err
+    path.write_text(here)
+    assert sandbox.run("stop", "1")[0] == 0
+
+
+def test_runs_inside_a_run_end_with_it(sandbox):
+    sandbox.fake_config()
+    assert sandbox.run("run", "outer", "--wait", "0.2", steps="hold")[0] == 75
+    env = {"SELFTALK_RUN": str(sandbox.run_folder(1)), "SELFTALK_DEPTH": "1"}
+    assert sandbox.run("run", "inner", "--wait", "0.2", steps="hold", env=env)[0] == 75
+    assert sandbox.run("stop", "1")[0] == 0
+    assert facts_of(sandbox, 2)["outcome"] == "stopped" and not sandbox.processes()
+
+
+def test_a_worker_that_is_late_is_ended_even_when_it_was_to_be_kept(sandbox):
+    sandbox.fake_config()
+    assert sandbox.run("run", "go", "--keep", "--max-time", "1", steps="busy 100")[0] == 8
+    assert not sandbox.processes()
+
+
+def test_a_stop_with_trouble_still_ends_its_worker_and_the_next_one(sandbox):
+    sandbox.fake_config()
+    for _ in range(2):
+        assert sandbox.run("run", "go", "--wait", "0.2", steps="hold")[0] == 75
+    (sandbox.run_folder(1) / "turns").rename(sandbox.run_folder(1) / "turned")
+    status, _, err = sandbox.run("stop", "1", "2")
+    assert status == 1 and "turns" in err and not sandbox.processes()
+
+
+def test_a_pipe_in_the_place_of_the_summary_blocks_nobody(sandbox):
+    sandbox.fake_config()
+    assert sandbox.run("run", "go", "--wait", "0.2", "--max-time", "2", steps="hold")[0] == 75
+    os.mkfifo(sandbox.run_folder() / "done.md")
+    assert sandbox.run("wait", "1")[0] == 8
+
+
 # --- beside the caller --------------------------------------------------------------
 
 @pytest.fixture
@@ -397,3 +530,33 @@ def test_a_session_can_be_asked_for_inside_tmux_and_a_pane_not_outside(terminal,
     assert json.loads((sandbox.run_folder() / "run.json").read_text())["place"] == "session"
     status, _, err = sandbox.run("run", "--pane", "do it", steps="done ok")
     assert status == 2 and "not inside tmux" in err
+
+
+def test_a_worker_beside_the_caller_takes_no_focus_and_bends_no_session(terminal, sandbox):
+    sandbox.fake_config()
+    terminal("set-environment", "-t", "mine", "SSH_AUTH_SOCK", "/users/agent")
+    type_run(terminal, sandbox, "busy 1; done ok; hold", "env", "-u", "SSH_AUTH_SOCK", "UID=77", *call("do it"))
+    assert until_true(lambda: "control-mode" in terminal("list-clients", "-F", "#{client_flags}"))
+    assert terminal("display-message", "-p", "-t", "mine", "#{pane_id}").strip() == "%0"
+    assert until_true(lambda: "status=0" in terminal("capture-pane", "-p", "-J", "-t", "mine")), \
+        terminal("capture-pane", "-p", "-t", "mine")
+    assert terminal("show-environment", "-t", "mine", "SSH_AUTH_SOCK").strip() == "SSH_AUTH_SOCK=/users/agent"
+
+
+@pytest.mark.parametrize("place", ["--session", "--pane"])
+def test_a_run_that_is_stopped_while_it_starts_stays_stopped(terminal, sandbox, place):
+    sandbox.fake_config()
+    slow = sandbox.folder / "bin" / "tmux"
+    slow.parent.mkdir()
+    real = subprocess.run(["sh", "-c", "command -v tmux"], stdout=subprocess.PIPE).stdout.decode().strip()
+    slow.write_text('#!/bin/sh\n%s "$@"; status=$?\ncase "$*" in *new-session*|*split-window*) touch %s/opened\n'
+                    'while [ ! -e %s/go ]; do sleep 0.02; done;; esac\nexit $status\n' % (real, sandbox.work, sandbox.work))
+    slow.chmod(0o755)
+    type_run(terminal, sandbox, "busy 60", "PATH=%s:$PATH" % slow.parent, *call(place, "do it"))
+    assert until_true(lambda: (sandbox.work / "opened").exists())
+    assert sandbox.run("stop", "1")[0] == 0
+    (sandbox.work / "go").touch()
+    assert until_true(lambda: "status=1" in terminal("capture-pane", "-p", "-J", "-t", "mine")), \
+        terminal("capture-pane", "-p", "-t", "mine")
+    assert facts_of(sandbox)["outcome"] == "stopped"
+    assert until_true(lambda: len(terminal("list-panes", "-t", "mine").splitlines()) == 1)

@@ -1,13 +1,14 @@
 """Room 11: what is given to a worker, and how it is looked at. Pure parts first, then real tmux."""
+import contextlib
 import json
+import sqlite3
 import subprocess
 import types
 
 import pytest
 
-import selftalk
 from selftalk import (AGENTS, FromEnv, Launch, Profile, Record, RecordFollower, Screen, Unusable, compose_env,
-                      dialog_keys, fill_holes, find_dialog, holds_run, needs_utf8, record_home, render_launcher,
+                      dialog_keys, fill_holes, find_begin, find_dialog, needs_utf8, record_home, render_launcher,
                       run_prompt, split_direction)
 
 RUN = types.SimpleNamespace(id=7, folder="/home/dev/it's state/runs/7")
@@ -197,6 +198,31 @@ def test_a_record_of_another_run_or_of_the_agent_that_called_us_is_not_taken(fol
 
 
 def test_run_7_is_not_run_77():
-    assert holds_run(LATER + " /runs/7/done.md", "/runs/7/", STARTED)
-    assert not holds_run(LATER + " /runs/77/done.md", "/runs/7/", STARTED)
-    assert not holds_run(" /runs/7/done.md", "/runs/7/", STARTED)
+    assert find_begin(LATER + " /runs/7/done.md", "/runs/7/", STARTED)
+    assert not find_begin(LATER + " /runs/77/done.md", "/runs/7/", STARTED)
+    assert not find_begin(" /runs/7/done.md", "/runs/7/", STARTED)
+
+
+def test_of_two_records_that_speak_of_a_run_the_first_one_is_its(follower):
+    (follower.folder / "b-quotes-it.jsonl").write_text(transcript_lines(
+        dict(follower.prompt, timestamp="2026-11-21T08:40:00.000Z"), ANSWER, END))
+    (follower.folder / "z-is-it.jsonl").write_text(transcript_lines(follower.prompt))
+    assert follower.read().state == "busy"
+
+
+def test_a_database_that_is_written_after_a_checkpoint_has_grown(tmp_path):
+    path = tmp_path / "d[1]" / "x" / "x.db"
+    path.parent.mkdir(parents=True)
+    run = types.SimpleNamespace(folder="/runs/7", facts={"started_at": 0.0, "record_home": str(tmp_path / "d[1]")})
+    query = "select json_object('data', json(data), 'texts', json('[]')) from m where :needle != '' and :since_ms < 0"
+    follower = RecordFollower(Record("opencode-rows", ("X", "~/.x"), "x/x.db", query), run)
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("pragma journal_mode=wal")
+        database.execute("create table m (data)")
+        database.execute("insert into m values ('{\"role\":\"user\"}')")
+        database.commit()
+        assert follower.read().state == "busy" and not follower.has_grown
+        database.execute("pragma wal_checkpoint(restart)")
+        database.execute("insert into m values ('{\"role\":\"assistant\",\"finish\":\"stop\"}')")
+        database.commit()
+        assert follower.has_grown and follower.read().state == "ready"

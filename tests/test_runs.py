@@ -11,8 +11,8 @@ import selftalk
 from selftalk import Process, Unusable
 
 FACTS = {"profile": "p", "agent": "demo", "started_at": 1.0, "caller": None, "workspace": "/", "keep": False, "max_time_s": 0.0,
-         "stall_s": 600.0, "tmux": [3, 3], "record_home": ""}
-PLACE = dict.fromkeys(("place", "socket", "socket_identity", "pane", "launcher", "server"))
+         "stall_s": 600.0, "tmux": [3, 3], "machine": selftalk.name_machine(), "record_home": ""}
+PLACE = dict.fromkeys(("place", "socket", "socket_identity", "session", "pane", "launcher", "server"))
 
 
 @pytest.fixture

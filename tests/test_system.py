@@ -255,7 +255,21 @@ def test_what_cannot_be_read_is_none(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for name in ("none", "loop", "."):
         assert selftalk.read_file(str(tmp_path / name)) is None
-    assert selftalk.modified_at(str(tmp_path / "none")) == 0.0 and selftalk.file_size(str(tmp_path / "none")) == -1
+    assert selftalk.file_stamp(str(tmp_path / "none")) == (-1, 0.0) and selftalk.file_size(str(tmp_path / "none")) == -1
+
+
+def test_a_pipe_in_the_place_of_a_file_is_nothing_and_does_not_block(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert selftalk.read_file(str(tmp_path / "pipe")) is None
+
+
+def test_a_process_that_has_a_file_open_is_known(tmp_path):
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("this system does not tell")
+    with open(tmp_path / "f", "w"):
+        assert selftalk.has_open(selftalk.read_process(os.getpid()), str(tmp_path / "f"))
+    assert not selftalk.has_open(selftalk.read_process(os.getpid()), str(tmp_path / "f"))
+    assert not selftalk.has_open(Process(0, ""), str(tmp_path / "f"))
 
 
 def test_a_file_is_read_from_a_byte_on(tmp_path):
