@@ -1,12 +1,13 @@
 PYTHON ?= python3
-RUNS   := tests/test_conduct.py tests/test_command_line.py tests/test_tmux.py   # these start workers in tmux
+RUNS   := tests/test_conduct.py                                # these start workers in tmux, and mostly wait
+CALLS  := tests/test_command_line.py tests/test_tmux.py
 VENV   := .venv
 PYTEST := $(VENV)/bin/python -m pytest -q
 # The oldest and the newest Python, where they are found: on the PATH, or in pyenv's folder.
 OTHERS := $(foreach version,3.9 3.13,$(firstword $(wildcard $(HOME)/.pyenv/versions/$(version).*/bin/python3) \
                                                  $(shell command -v python$(version) 2>/dev/null)))
 
-.PHONY: help demo test test-rooms test-runs live bench capture install tmux
+.PHONY: help demo test test-rooms test-calls test-runs live bench capture install tmux
 
 help:     ## what there is (the default)
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -15,13 +16,16 @@ demo: tmux ## the whole cycle with a built-in worker: no account, no network
 	$(PYTHON) selftalk.py demo
 
 test: tmux $(VENV)/ready ## the tests, without any agent installed
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync test-runs test-rooms
+	@$(MAKE) --no-print-directory --jobs 3 --output-sync test-runs test-calls test-rooms
 
 test-runs:
 	$(PYTEST) $(RUNS)
 
+test-calls:
+	$(PYTEST) $(CALLS)
+
 test-rooms:
-	$(PYTEST) tests --ignore tests/live $(addprefix --ignore ,$(RUNS))
+	$(PYTEST) tests --ignore tests/live $(addprefix --ignore ,$(RUNS) $(CALLS))
 	@for python in $(OTHERS); do tests/with_python $$python || exit 1; done
 
 live: tmux $(VENV)/ready ## the real agent CLIs against a model server on 127.0.0.1; AGENTS=latest moves them on

@@ -366,8 +366,10 @@ def test_a_process_is_alive_only_with_its_own_start_time():
 
 
 def test_a_process_that_ended_and_was_not_reaped_is_dead(family):
-    process = family.start("print('up')")
-    assert until_true(lambda: not selftalk.is_alive(process))
+    process = family.start("import sys; print('up', flush=True); sys.stdin.read()", stdin=subprocess.PIPE)
+    assert selftalk.is_alive(process)
+    family.started[-1].stdin.close()
+    assert until_true(lambda: not selftalk.is_alive(process))   # and nobody has asked for its exit status yet
 
 
 def test_a_reused_pid_is_never_signalled(family):
