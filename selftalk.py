@@ -46,6 +46,7 @@ import binascii
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import os
 import re
@@ -165,6 +166,17 @@ class Ending(NamedTuple):
 
 
 Tell = Callable[[str], None]   # takes one line meant for the person who waits
+
+
+def attempt(*deeds: Callable[[], object]) -> str:
+    """Does each of them, and says what went wrong: trouble with one does not keep the next from it."""
+    troubles = []
+    for deed in deeds:
+        try:
+            deed()
+        except Failure as failure:
+            troubles.append(failure.what)
+    return "; ".join(troubles)
 
 
 def as_number(word: str) -> Optional[int]:
@@ -2904,9 +2916,9 @@ def open_place(run: Run, launch: Launch, place: str, base: dict[str, str],
 
 def discard_run(run: Run) -> None:
     """Ends what a start that failed has left, and removes its folder, unless somebody has stopped the run."""
-    end_start(run)
+    attempt(lambda: end_start(run))   # the trouble that brought us here is the one to report
     with run.locked():
-        run.reload()
+        attempt(run.reload)
         if run.is_over:
             return
         with contextlib.suppress(FileNotFoundError):
@@ -3049,17 +3061,6 @@ def judge_turn(progress: Progress, sight: Sight, at_s: float, agent: Agent,
 
 # --- ending ------------------------------------------------------------------
 
-def attempt(*deeds: Callable[[], object]) -> str:
-    """Does each of them, and says what went wrong: trouble with one does not keep the next from it."""
-    troubles = []
-    for deed in deeds:
-        try:
-            deed()
-        except Failure as failure:
-            troubles.append(failure.what)
-    return "; ".join(troubles)
-
-
 def write_ending(run: Run, ending: Ending) -> None:
     """Keeps an ending: the answer whole in turns/1.md, all else in turns/1.json."""
     now = time.time()
@@ -3122,8 +3123,8 @@ def stop_run(run: Run, echo: Optional[Tell] = None) -> bool:
             close_run(run, outcome="stopped")
             return True
         ending = read_ending(run) if run.is_settled else published_ending(run)
-        trouble = attempt(lambda: [stop_run(child, echo) for child in read_children(run)],
-                          lambda: None if run.is_settled else write_ending(run, ending),
+        trouble = attempt(lambda: None if run.is_settled else write_ending(run, ending),
+                          *[functools.partial(stop_run, child, echo) for child in read_children(run)],
                           lambda: end_worker(run, ending.outcome, echo))
     if trouble:
         raise Failure("run %d: %s" % (run.id, trouble), "look into %s" % run.folder)
@@ -3141,9 +3142,11 @@ def dismiss_worker(worker: Worker, ending: Ending) -> None:
         return
     if ending.outcome == "answered":
         quit_worker(worker)
-    for child in read_children(worker.run):
-        stop_run(child, worker.server.echo)
-    end_worker(worker.run, ending.outcome, worker.server.echo)
+    run, echo = worker.run, worker.server.echo
+    trouble = attempt(*[functools.partial(stop_run, child, echo) for child in read_children(run)],
+                      lambda: end_worker(run, ending.outcome, echo))
+    if trouble:
+        raise Failure(trouble)
 
 
 def keep_ending(worker: Worker, ending: Ending) -> None:
@@ -3220,10 +3223,10 @@ def read_progress(run: Run, at_s: float) -> Progress:
 
 
 def write_progress(run: Run, progress: Progress) -> None:
-    """Keeps what the next wait has to know."""
+    """Keeps what the next wait has to know; on a full disk it finds out anew, and no answer is lost."""
     names = ("began", "trace", "moved_s", "face", "stirred_s")
     facts = {name: getattr(progress, name) for name in names}
-    write_file(run.path("progress.json"), json.dumps(facts) + "\n")
+    attempt(lambda: write_file(run.path("progress.json"), json.dumps(facts) + "\n"))
 
 
 def check_folder(run: Run) -> None:
@@ -3266,12 +3269,9 @@ def await_ending(worker: Worker, wait_s: float, tell: Tell) -> Optional[Ending]:
 
 def settle_run(run: Run, echo: Optional[Tell] = None) -> None:
     """Ends the worker of a turn that is over: who wrote its ending down may have been killed over it."""
-    with run.locked():
-        run.reload()
-        if not run.is_over and not is_kept(run, Ending(run.facts["outcome"])):
-            for child in read_children(run):
-                stop_run(child, echo)
-            end_worker(run, run.facts["outcome"], echo)
+    if run.is_over or is_kept(run, Ending(run.facts["outcome"])):
+        return
+    stop_run(run, echo)
 
 
 def await_run(run: Run, wait_s: float, tell: Tell, echo: Optional[Tell] = None) -> Ending:
