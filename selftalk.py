@@ -648,10 +648,9 @@ RESERVED = {
     ":": ("a colon without a key before it",  'write the key, "" for an empty one'),
 }
 
-UNPRINTABLE = re.compile(
-    "[^\t\n -~\x85\xa0-\ud7ff"                # no controls, no surrogates
-    "\ue000-\ufefe\uff00-\ufffd"             # no byte order mark
-    "\U00010000-\U0010ffff]")
+UNPRINTABLE = re.compile(                    # what is printable would take 3 ms more to compile
+    "[\x00-\x08\x0b-\x1f\x7f-\x84\x86-\x9f"   # controls
+    "\ud800-\udfff\ufeff\ufffe\uffff]")       # surrogates, byte order mark, what is no character
 MARK = re.compile(r"(?:---|\.\.\.)(?=[ \t]|\Z)")
 BLANK = re.compile(r"[ \t]*(?:(?<![^ \t])#.*)?")
 DASH = re.compile(r"-(?=[ \t]|\Z)")
@@ -1718,6 +1717,15 @@ def file_stamp(path: str) -> tuple[int, float]:
     return facts.st_size, facts.st_mtime
 
 
+def was_renamed(path: str) -> bool:
+    """Whether a file was surely renamed since it was last written to: that changes its ctime only."""
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return False
+    return facts.st_ctime_ns > facts.st_mtime_ns
+
+
 def file_size(path: str) -> int:
     """Bytes; -1 when there is no such file."""
     return file_stamp(path)[0]
@@ -2584,14 +2592,11 @@ class RecordFollower:
     """Follows what an agent writes down about itself, from the moment its file is found."""
 
     def __init__(self, record: Optional[Record], run: Run) -> None:
-        import glob   # 3 ms, and only once a worker runs
-        self._glob = glob.glob
         self.record, self.said = record, Said()
         self._needle = run.folder + "/"   # each prompt of ours names a file in it, so the record does too
         self._since = run.facts["started_at"]
         self._path, self._offset, self._partial, self._stamp = "", 0, b"", ()
-        home = glob.escape(run.facts["record_home"]) if record else ""
-        self._pattern = os.path.join(home, record.files) if record else ""
+        self._home = run.facts["record_home"]
 
     @property
     def has_grown(self) -> bool:
@@ -2614,7 +2619,8 @@ class RecordFollower:
 
     def _find(self) -> str:
         """The record that was begun first of those that speak of our run: a later one may quote it."""
-        paths = self._glob(self._pattern)
+        import glob   # 3 ms, and only for agents that keep a record
+        paths = glob.glob(os.path.join(glob.escape(self._home), self.record.files))
         if self.record.query:
             return paths[0] if paths else ""
         recent = [path for path in paths if file_stamp(path)[1] >= self._since - 1.0]
@@ -2707,6 +2713,8 @@ class Worker:
     def is_publishing(self) -> bool:
         """Whether a process of the worker has done.md open: it writes there instead of renaming a file."""
         path = os.path.realpath(self.run.path("done.md"))
+        if was_renamed(path):
+            return False
         return any(has_open(process, path) for process in find_tree(self.launcher, self.run.mark))
 
     def press(self, keys: Iterable[str]) -> None:
