@@ -1331,6 +1331,11 @@ def progress_mark(screen: Screen) -> str:
     return SPINNING.sub(" ", screen.text)
 
 
+def checksum(value: object) -> str:
+    """Eight digits that differ when `value` does."""
+    return "%08x" % binascii.crc32(repr(value).encode("utf-8", "replace"))
+
+
 def cut_region(screen: Screen, region: str, marks: dict[str, str]) -> str:
     """The part of a screen a rule looks at.
 
@@ -2750,17 +2755,28 @@ def dialog_keys(screen: Screen, dialog: Dialog) -> tuple[str, ...]:
     return moves[:-1] or dialog.keys if moves else ()
 
 
-def answer_dialog(worker: Worker, sight: Sight, answered: tuple[str, ...]) -> str:
-    """Goes one step towards the answer of the dialog on screen; its name, or "" when it may not be answered.
+def was_just_asked(run: Run, screen: Screen) -> bool:
+    """Whether some waiter pressed keys on this very screen a moment ago: it has not redrawn yet."""
+    is_recent = time.time() - file_stamp(run.path("asked"))[1] < LONGEST_LOOK_S
+    return is_recent and read_file(run.path("asked")) == checksum(screen.text)
+
+
+def answer_dialog(worker: Worker, screen: Screen, answered: tuple[str, ...]) -> Optional[str]:
+    """Goes one step towards the answer of the dialog on the screen. Its name; "" when it may not be answered;
+    None when the screen is another one by now, or has not yet shown what the step before did.
 
     A dialog that is still there after six steps is not touched any more.
     """
-    dialog = find_dialog(sight.screen, worker.agent.pane.dialogs)
-    keys = dialog_keys(sight.screen, dialog) if dialog else ()
+    dialog = find_dialog(screen, worker.agent.pane.dialogs)
+    keys = dialog_keys(screen, dialog) if dialog else ()
     if not keys or answered.count(dialog.name) >= 6:
         return ""
-    worker.run.log("dialog", name=dialog.name, keys=list(keys))
-    worker.press(keys)
+    with worker.run.locked():   # two waiters would press twice
+        if was_just_asked(worker.run, screen) or worker.capture().text != screen.text:
+            return None
+        worker.run.log("dialog", name=dialog.name, keys=list(keys))
+        write_file(worker.run.path("asked"), checksum(screen.text))
+        worker.press(keys)
     return dialog.name
 
 
@@ -2862,8 +2878,6 @@ class Progress(NamedTuple):
     face: str = ""                     # a checksum of the screen with its spinners
     stirred_s: float = 0.0             # when that last changed
     answered: tuple[str, ...] = ()     # the dialogs that keys were pressed for
-    asked: str = ""                    # the screen those keys were pressed on
-    asked_s: float = 0.0
     next_look_s: float = 0.0
     beat_s: float = HEARTBEAT_S        # when the next heartbeat is due
 
@@ -2989,11 +3003,6 @@ def look_pause_s(agent: Agent, at_s: float) -> float:
     if not agent.pane.rules:
         return min(5.0, max(FIRST_LOOK_S, 0.25 * at_s))
     return min(LONGEST_LOOK_S, max(FIRST_LOOK_S, 0.05 * at_s))
-
-
-def checksum(value: object) -> str:
-    """Eight digits that differ when `value` does."""
-    return "%08x" % binascii.crc32(repr(value).encode("utf-8", "replace"))
 
 
 def note_sight(progress: Progress, sight: Sight, at_s: float) -> Progress:
@@ -3197,18 +3206,12 @@ def await_start(run: Run, wait_s: float) -> None:
 
 def try_dialog(worker: Worker, sight: Sight, ending: Ending, progress: Progress,
                at_s: float) -> tuple[Optional[Ending], Progress]:
-    """Answers a dialog that may be answered; the wait then goes on as if it had not been there.
-
-    No key is pressed on a screen that has not yet shown what the key before did.
-    """
+    """Answers a dialog that may be answered; the wait then goes on as if it had not been there."""
     progress = progress._replace(next_look_s=at_s + FIRST_LOOK_S)
-    if sight.screen.text == progress.asked and at_s - progress.asked_s < LONGEST_LOOK_S:
-        return None, progress
-    name = answer_dialog(worker, sight, progress.answered)
-    if not name:
+    name = answer_dialog(worker, sight.screen, progress.answered)
+    if name == "":
         return ending, progress
-    return None, progress._replace(answered=progress.answered + (name,), asked=sight.screen.text,
-                                   asked_s=at_s)
+    return None, progress._replace(answered=progress.answered + (name,) if name else progress.answered)
 
 
 def beat(run: Run, progress: Progress, at_s: float, tell: Tell) -> Progress:
@@ -3303,12 +3306,16 @@ def await_run(run: Run, wait_s: float, tell: Tell, echo: Optional[Tell] = None) 
 
 @contextlib.contextmanager
 def named_interrupt(run: Run) -> Iterator[None]:
-    """A Ctrl-C in here is told with the run that goes on."""
+    """A Ctrl-C in here, or trouble with tmux, is told with the run that goes on."""
+    fix = own_command("wait %d" % run.id)
     try:
         yield
     except KeyboardInterrupt as error:
-        fix = own_command("wait %d" % run.id)
         raise Interrupted("run %d: interrupted; the worker goes on" % run.id, fix) from error
+    except Failure as failure:
+        if type(failure) is not Failure or not failure.what:
+            raise
+        raise Failure("run %d: %s" % (run.id, failure.what), fix) from failure
 
 
 def has_ended(run: Run) -> bool:

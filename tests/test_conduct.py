@@ -470,6 +470,14 @@ def test_a_stop_with_trouble_still_ends_its_worker_and_the_next_one(sandbox):
     assert status == 1 and "turns" in err and not sandbox.processes()
 
 
+def test_several_waiters_press_the_keys_of_a_dialog_once(sandbox):
+    sandbox.fake_config()
+    assert sandbox.run("run", "go", "--wait", "0.2", steps="silent 1; ask; busy 0.5; done ok; hold")[0] == 75
+    waiters = [sandbox.start("wait", "1") for _ in range(3)]
+    assert [waiter.communicate(timeout=20)[0] for waiter in waiters] == [b"ok\n"] * 3
+    assert [event["keys"] for event in sandbox.events() if event["event"] == "dialog"] == [["Down"], ["Enter"]]
+
+
 def test_a_pipe_in_the_place_of_the_summary_blocks_nobody(sandbox):
     sandbox.fake_config()
     assert sandbox.run("run", "go", "--wait", "0.2", "--max-time", "2", steps="hold")[0] == 75

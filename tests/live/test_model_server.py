@@ -155,7 +155,7 @@ def test_an_answer_comes_in_the_pieces_asked_for_with_its_tokens(agent: str, ser
         assert f": {tokens}" in stream.decode()
 
 
-@pytest.mark.parametrize("agent, tool", zip(AGENTS, TOOLS))
+@pytest.mark.parametrize("agent, tool", list(zip(AGENTS, TOOLS)))
 def test_a_shell_act_calls_the_clis_own_tool_and_the_result_goes_on(
         agent: str, tool: str, server: ModelServer) -> None:
     server.next_prompt(Shell("echo hi", text="I look."), Answer("after the tool"))
@@ -177,8 +177,8 @@ def test_an_error_has_the_protocols_form_and_stays_until_another_act_follows(
     assert [ask(server, agent, "hello", "more") for _ in range(3)] == [(429, b"{}")] * 3
 
 
-@pytest.mark.parametrize("agent, sign", zip(AGENTS, (b"rate_limit_error", b"usage_limit_reached",
-                                                     b"insufficient_quota", b"PerDay")))
+@pytest.mark.parametrize("agent, sign", list(zip(AGENTS, (b"rate_limit_error", b"usage_limit_reached",
+                                                     b"insufficient_quota", b"PerDay"))))
 def test_a_limit_has_the_protocols_form(agent: str, sign: bytes, server: ModelServer) -> None:
     server.next_prompt(LimitReached(resets_in_s=60))
     status, reply = ask(server, agent, "hello")
