@@ -1,94 +1,10 @@
-"""What the tests share: a fresh home, the program as a person calls it, and a look for leftovers after each test."""
-import json
+"""What every test can ask for: a sandbox in which nothing may be left alive."""
 import os
-import pathlib
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-PROGRAM = ROOT / "selftalk.py"
-FAKE_AGENT = ROOT / "tests" / "fake_agent.py"
-sys.path.insert(0, str(ROOT))
-
-
-class Sandbox:
-    """A fresh home with its own state, config, temporary folder and tmux sockets."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.mark = "SELFTALK_TEST=%s" % folder
-        for name in ("home", "work", "tmp", "sockets"):
-            (folder / name).mkdir(mode=0o700)
-        self.home, self.work = folder / "home", folder / "work"
-        self.env = {"HOME": str(self.home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8", "TERM": "xterm-256color",
-                    "TMPDIR": str(folder / "tmp"), "TMUX_TMPDIR": str(folder / "sockets"),
-                    "SELFTALK_TEST": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-
-    @property
-    def state(self):
-        return self.home / ".local" / "state" / "selftalk"
-
-    def config(self, text):
-        """Writes the user's config."""
-        path = self.home / ".config" / "selftalk" / "config.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    def fake_config(self, interface="demo", more=""):
-        """A config whose default profile `fake` is the scripted agent."""
-        return self.config("default_profile: fake\nprofiles:\n  fake:\n    command: %s\n    args: [%s]\n    interface: %s\n%s"
-                           % (sys.executable, FAKE_AGENT, interface, more))
-
-    def start(self, *words, steps="", env=None, stdin=subprocess.DEVNULL, **options):
-        """Starts selftalk."""
-        env = dict(self.env, FAKE_STEPS=steps, **(env or {}))
-        return subprocess.Popen([sys.executable, str(PROGRAM), *map(str, words)], env=env, cwd=self.work, stdin=stdin,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
-
-    def run(self, *words, steps="", env=None, stdin=None, timeout_s=30):
-        """Runs selftalk to its end: (status, stdout, stderr)."""
-        process = self.start(*words, steps=steps, env=env, stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE)
-        out, err = process.communicate(stdin, timeout=timeout_s)
-        return process.returncode, out.decode("utf-8"), err.decode("utf-8")
-
-    def run_json(self, *words, **options):
-        """Runs selftalk with --json: (status, the object)."""
-        status, out, err = self.run(*words, "--json", **options)
-        return status, json.loads(out)
-
-    def run_folder(self, number=1):
-        return self.state / "runs" / str(number)
-
-    def events(self, number=1):
-        lines = (self.run_folder(number) / "events.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
-
-    def processes(self):
-        """(pid, command line) of everything alive that was started in here."""
-        found = []
-        for entry in pathlib.Path("/proc").iterdir():
-            try:
-                if entry.name.isdigit() and self.mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append((int(entry.name), (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()))
-            except OSError:
-                continue
-        return [(pid, line) for pid, line in found if line]
-
-
-def until_true(condition, deadline_s=10.0):
-    """Waits for a condition; its value, false when the deadline passed."""
-    end = time.monotonic() + deadline_s
-    while time.monotonic() < end:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.01)
-    return condition()
+from sandboxes import Sandbox, until_true
 
 
 @pytest.fixture

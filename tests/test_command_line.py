@@ -14,7 +14,7 @@ import sys
 import pytest
 
 import selftalk
-from conftest import PROGRAM, ROOT, until_true
+from sandboxes import PROGRAM, ROOT, until_true
 
 
 def nothing_started(box):

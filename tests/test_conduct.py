@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from conftest import until_true
+from sandboxes import until_true
 from selftalk import (AGENTS, Ending, Progress, Said, Screen, Sight, Verdict, judge_turn, note_sight, settle_state)
 
 GENERIC, KNOWN = AGENTS["generic"], AGENTS["demo"]
@@ -504,7 +504,7 @@ def type_run(terminal, sandbox, steps, *words):
 
 
 def call(*words):
-    from conftest import PROGRAM
+    from sandboxes import PROGRAM
     return ("python3", str(PROGRAM), *words)
 
 

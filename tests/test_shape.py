@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import selftalk
-from conftest import PROGRAM, ROOT
+from sandboxes import PROGRAM, ROOT
 
 SOURCE = PROGRAM.read_text(encoding="utf-8")
 LINES = SOURCE.split("\n")

@@ -10,7 +10,7 @@ import time
 import pytest
 
 import selftalk
-from conftest import until_true
+from sandboxes import until_true
 from selftalk import Failure, Missing, Process, Unusable
 
 QUIET = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from conftest import until_true
+from sandboxes import until_true
 from selftalk import (ControlClient, Missing, PANE_SIZE, Ran, ServerGone, TmuxServer, check_tmux, explain_tmux,
                       is_alive, parse_tmux_version, read_process, socket_identity)
 
