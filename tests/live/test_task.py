@@ -185,3 +185,25 @@ def test_no_update_no_daemon_and_nothing_from_elsewhere(caller, server):
     assert status == 0, result
     assert not list(Path(caller.env["HOME"]).glob(".codex/packages/*"))
     assert before <= set(os.listdir(caller.env["HOME"]))
+
+
+DIALOGS = {   # a profile that turns off what keeps the dialogs away, and the dialogs that then come
+    "claude": ("args: [--dangerously-skip-permissions, --settings, '{}']\n    env: {CLAUDE_CODE_SANDBOXED: ''}",
+               ["trust", "bypass"]),
+    "codex": ("args: [--yolo, -c, 'projects.\"/nowhere\".trust_level=\"trusted\"']", ["trust"]),
+}
+
+
+@pytest.mark.parametrize("agent", DIALOGS)
+def test_dialogs_that_come_all_the_same_are_answered_by_their_label(agent, agent_env, home_root, server):
+    caller = Caller(agent, agent_env(agent), home_root / "work")
+    subprocess.run(["git", "init", "-q"], cwd=caller.folder, env=caller.env, check=True)
+    profile, dialogs = DIALOGS[agent]
+    config = home_root / "config.yaml"
+    config.write_text("default_profile: it\nprofiles:\n  it:\n    command: %s\n    interface: %s\n    %s\n" % (agent, agent, profile))
+    server.every_prompt(lambda text: obey_done_file(text, "trusted"))
+    status, result = caller.run("run", "--config", str(config), "look around")
+    lines = (Path(result["folder"]) / "events.jsonl").read_text().splitlines()
+    seen = [event["name"] for event in map(json.loads, lines) if event["event"] == "dialog"]
+    assert (status, result["answer"]) == (0, "trusted"), (result, seen)
+    assert sorted(set(seen)) == sorted(dialogs)
