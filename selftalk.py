@@ -1590,8 +1590,8 @@ def until(deadline_s: float, *, shortest_s: float = 0.005, longest_s: float = 0.
           pause: Callable[[float], object] = time.sleep) -> Iterator[float]:
     """Yields the seconds waited so far, pauses in between, and ends after `deadline_s`.
 
-    A pause is 2 % of what was waited already, from `shortest_s` up to `longest_s`: an event is seen within
-    2 % of the time it took, and a long wait costs next to nothing. `pause` may return early, on an event.
+    A pause is 3 % of what was waited already, from `shortest_s` up to `longest_s`: an event is seen within
+    3 % of the time it took, and a long wait costs next to nothing. `pause` may return early, on an event.
     """
     started = clock()
     while True:
@@ -1599,7 +1599,7 @@ def until(deadline_s: float, *, shortest_s: float = 0.005, longest_s: float = 0.
         yield waited
         if waited >= deadline_s:
             return
-        pause(min(longest_s, max(shortest_s, 0.02 * waited), max(0.0, deadline_s - waited)))
+        pause(min(longest_s, max(shortest_s, 0.03 * waited), max(0.0, deadline_s - waited)))
 
 
 def decode(data: bytes) -> str:
@@ -3001,7 +3001,7 @@ def settle_state(sight: Sight) -> str:
 def look_pause_s(agent: Agent, at_s: float) -> float:
     """Seconds to the next look. A screen that no rule reads is looked at for its silence only, so seldom."""
     if not agent.pane.rules:
-        return min(5.0, max(FIRST_LOOK_S, 0.25 * at_s))
+        return min(5.0, max(1.0, 0.25 * at_s))
     return min(LONGEST_LOOK_S, max(FIRST_LOOK_S, 0.05 * at_s))
 
 
