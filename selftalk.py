@@ -2141,7 +2141,8 @@ class ControlClient:
 # 9. Runs
 # =============================================================================
 # The folder of a run: its id, its state on disk, its events. The folder is the only state there is: any
-# process of the same user can go on where another one was killed. Knows no tmux and no screens.
+# process of the same user can go on where another one was killed. It keeps what other rooms
+# write down of sockets and panes, and asks nothing of them.
 
 RUN_FORMAT = 1   # of run.json; a copy of another version names what it cannot read and leaves it alone
 START_FACTS = ("id", "state", "outcome", "profile", "agent", "workspace", "keep", "max_time_s", "stall_s",
@@ -2200,6 +2201,12 @@ class Run:
     def is_here(self) -> bool:
         """Whether its pids mean something to us: it may belong to a container, or to before the last boot."""
         return self.facts["machine"] == name_machine()
+
+    def check_here(self) -> None:
+        """Raises `Unusable` for a run whose processes cannot be told from ours by their pids."""
+        if not self.is_here:
+            where = "another machine, container or boot"
+            raise Unusable("run %d: belongs to %s" % (self.id, where), "call from there")
 
     @property
     def mark(self) -> str:
@@ -3133,8 +3140,7 @@ def stop_run(run: Run, echo: Optional[Tell] = None) -> bool:
         run.reload()
         if run.is_over:
             return False
-        if not run.is_here:
-            raise Unusable("run %d: belongs to another machine, container or boot" % run.id, "stop it there")
+        run.check_here()
         if run.facts["state"] == "starting":
             end_start(run)
             close_run(run, outcome="stopped")
@@ -3288,8 +3294,8 @@ def settle_run(run: Run, echo: Optional[Tell] = None) -> None:
 def await_run(run: Run, wait_s: float, tell: Tell, echo: Optional[Tell] = None) -> Ending:
     """Waits until a run's turn has ended, or for `wait_s`, and returns the ending; from any process, any
     number of times. A run that has ended gives the same ending again."""
-    if not (run.is_over or run.is_here):
-        raise Unusable("run %d: belongs to another machine, container or boot" % run.id, "wait for it there")
+    if not run.is_over:
+        run.check_here()
     if run.facts["state"] == "starting":
         await_start(run, wait_s)
     if run.is_settled:

@@ -1,4 +1,5 @@
 """Room 14: the rules of waiting as a pure function; then whole runs of a scripted agent in real tmux."""
+import contextlib
 import json
 import os
 import signal
@@ -365,6 +366,16 @@ def facts_of(sandbox, number=1):
     return json.loads((sandbox.run_folder(number) / "run.json").read_text())
 
 
+@contextlib.contextmanager
+def changed_facts(sandbox, **facts):
+    """run.json of run 1 as somebody else would have written it; afterwards as it was."""
+    path = sandbox.run_folder() / "run.json"
+    before = path.read_text()
+    path.write_text(json.dumps(dict(json.loads(before), **facts)))
+    yield
+    path.write_text(before)
+
+
 def test_an_answer_on_disk_survives_a_waiter_that_is_killed_while_it_ends_the_worker(sandbox):
     sandbox.fake_config()
     waiter = sandbox.start("run", "go", steps="child; busy 1; ready; hold")   # the child makes the ending slow
@@ -415,14 +426,11 @@ def test_a_killed_waiter_does_not_take_its_knowledge_along(sandbox):
 def test_a_run_of_another_container_is_left_alone(sandbox):
     sandbox.fake_config()
     assert sandbox.run("run", "go", "--wait", "0.2", steps="hold")[0] == 75
-    path = sandbox.run_folder() / "run.json"
-    here = path.read_text()
-    path.write_text(json.dumps(dict(json.loads(here), machine="elsewhere")))
-    assert sandbox.run("list")[0] == 0 and facts_of(sandbox)["state"] == "running"
-    for verb in ("wait", "stop"):
-        status, _, err = sandbox.run(verb, "1")
-        assert status == 2 and "container" in err
-    path.write_text(here)
+    with changed_facts(sandbox, machine="elsewhere"):
+        assert sandbox.run("list")[0] == 0 and facts_of(sandbox)["state"] == "running"
+        for verb in ("wait", "stop"):
+            status, _, err = sandbox.run(verb, "1")
+            assert status == 2 and "container" in err
     assert sandbox.run("stop", "1")[0] == 0
 
 
@@ -437,12 +445,9 @@ def test_a_summary_that_is_still_being_written_is_waited_for(sandbox):
 def test_a_run_with_an_agent_that_only_a_newer_copy_knows_is_named_and_left_alone(sandbox):
     sandbox.fake_config()
     assert sandbox.run("run", "go", "--wait", "0.2", steps="hold")[0] == 75
-    path = sandbox.run_folder() / "run.json"
-    here = path.read_text()
-    path.write_text(json.dumps(dict(json.loads(here), agent="of-tomorrow")))
-    status, _, err = sandbox.run("run", "hi", steps="done ok; hold")
-    assert status == 0 and "of-tomorrow" in err
-    path.write_text(here)
+    with changed_facts(sandbox, agent="of-tomorrow"):
+        status, _, err = sandbox.run("run", "hi", steps="done ok; hold")
+        assert status == 0 and "of-tomorrow" in err
     assert sandbox.run("stop", "1")[0] == 0
 
 
