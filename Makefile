@@ -1,13 +1,14 @@
 PYTHON ?= python3
 RUNS   := tests/test_conduct.py                                # these start workers in tmux, and mostly wait
 CALLS  := tests/test_command_line.py tests/test_tmux.py
+TALKS  := tests/test_talk.py
 VENV   := .venv
 PYTEST := $(VENV)/bin/python -m pytest -q
 # The oldest and the newest Python, where they are found: on the PATH, or in pyenv's folder.
 OTHERS := $(foreach version,3.9 3.13,$(firstword $(wildcard $(HOME)/.pyenv/versions/$(version).*/bin/python3) \
                                                  $(shell command -v python$(version) 2>/dev/null)))
 
-.PHONY: help demo test test-rooms test-calls test-runs live bench capture install tmux
+.PHONY: help demo test test-rooms test-calls test-runs test-talks test-a-talk live live-some live-others bench capture install tmux
 
 help:     ## what there is (the default)
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -16,7 +17,7 @@ demo: tmux ## the whole cycle with a built-in worker: no account, no network
 	$(PYTHON) selftalk.py demo
 
 test: tmux $(VENV)/ready ## the tests, without any agent installed
-	@$(MAKE) --no-print-directory --jobs 3 --output-sync test-runs test-calls test-rooms
+	@$(MAKE) --no-print-directory --jobs 5 --output-sync test-talks test-a-talk test-runs test-calls test-rooms
 
 test-runs:
 	$(PYTEST) $(RUNS)
@@ -24,13 +25,25 @@ test-runs:
 test-calls:
 	$(PYTEST) $(CALLS)
 
+test-talks:
+	$(PYTEST) $(TALKS) -k 'not test_a_'
+
+test-a-talk:
+	$(PYTEST) $(TALKS) -k test_a_
+
 test-rooms:
-	$(PYTEST) tests --ignore tests/live $(addprefix --ignore ,$(RUNS) $(CALLS))
+	$(PYTEST) tests --ignore tests/live $(addprefix --ignore ,$(RUNS) $(CALLS) $(TALKS))
 	@for python in $(OTHERS); do tests/with_python $$python || exit 1; done
 
 live: tmux $(VENV)/ready ## the real agent CLIs against a model server on 127.0.0.1; AGENTS=latest moves them on
 	SELFTALK_AGENTS='$(AGENTS)' $(PYTHON) tests/live/install_agents.py
-	$(PYTEST) tests/live
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync live-some live-others
+
+live-some:
+	$(PYTEST) tests/live -k 'gemini or opencode'
+
+live-others:
+	$(PYTEST) tests/live -k 'not (gemini or opencode)'
 
 bench: tmux ## what selftalk costs, as ratios within one run
 	$(PYTHON) tests/bench.py

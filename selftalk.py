@@ -4,7 +4,7 @@
 """Hand a prompt to another agent CLI in tmux, wait, print its answer, end it cleanly.
 
     python3 selftalk.py run -p codex "fix the failing test in tests/test_io.py"
-    python3 selftalk.py run -p claude < plan.md
+    python3 selftalk.py -c "explain this plan to me" --here
     python3 selftalk.py demo
 
 One file, standard library only, meant to be copied next to a SKILL.md. Flags, JSON keys and exit codes are
@@ -22,7 +22,7 @@ The file reads top to bottom; each room uses only the rooms above it:
      8. Tmux          one tmux server; the control client
      9. Runs          the folder of a run
     10. Workspaces    where an agent works
-    11. Panes         an agent in tmux: start it, look at it, answer its dialogs, end it
+    11. Panes         an agent in tmux: start it, look at it, type into it, end it
     12. Pipes         an agent without a terminal
     13. Quota         what is left of an account
     14. Conduct       one run, from request to outcome
@@ -47,6 +47,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import itertools
 import json
 import os
 import re
@@ -69,6 +70,8 @@ VERSION = "0.1.0"
 #   run       one worker started once; has an id and a folder      run 7, ~/.local/state/selftalk/runs/7
 #   worker    the agent of a run, with everything it started       codex and the shell it opened
 #   turn      one prompt and its outcome                           turns/1.json
+#   form      how a run is used: one task, or turn after turn      task, talk
+#   composer  where an agent takes what is typed                   the box with ❯
 #   place     where a worker runs                                  session, pane
 #   screen    the text a pane shows, and its title                 the 50 lines of capture-pane
 #   verdict   what a screen says, and by which rule                busy, by "busy-footer"
@@ -83,9 +86,10 @@ STATES = ("starting", "ready", "busy", "asks", "limited", "failed", "login", "un
 # outcome -> (exit code, what it means). The README's table is checked against this one.
 OUTCOMES = {
     "answered": (0,  "the answer is on stdout"),
+    "ready":    (0,  "the agent waits for a prompt"),
     "failed":   (1,  "the agent gave up with an error"),
     "died":     (1,  "the worker ended before it published anything"),
-    "stopped":  (1,  "the run was stopped"),
+    "stopped":  (1,  "the run was stopped, or its turn interrupted"),
     "login":    (4,  "the agent has to be logged in first"),
     "asks":     (5,  "the agent asks something that selftalk must not answer"),
     "limited":  (6,  "a usage limit was reached"),
@@ -128,10 +132,11 @@ FAILURES = (Failure, Unusable, Missing, Interrupted)
 
 
 class Screen(NamedTuple):
-    """What a pane shows: its visible lines and its title."""
+    """What a pane shows: its visible lines, its title, and column and row of its cursor, from 0."""
 
     text: str
     title: str = ""
+    cursor: tuple[int, int] = (-1, -1)
 
 
 class Verdict(NamedTuple):
@@ -144,14 +149,17 @@ class Verdict(NamedTuple):
 
 
 class Said(NamedTuple):
-    """What an agent's own record says of its latest turn."""
+    """What an agent's own record says of one turn."""
 
     state: str = "unknown"                   # busy, ready (the turn is over), failed, limited, login;
-                                             # unknown: no turn yet
+                                             # unknown: no turn yet, or a record that does not tell
     text: str = ""                           # the last thing the agent said, whole
     error: str = ""                          # the agent's own words when it failed
     model: str = ""
     tokens: Optional[dict[str, int]] = None  # {"input": …, "output": …}, as far as the agent tells
+    turn: int = 0                            # which one of the record, from 1 on; 0: none
+    prompt: str = ""                         # the first letters of what began it
+    is_past: bool = False                    # another turn has begun since
 
 
 class Ending(NamedTuple):
@@ -163,6 +171,7 @@ class Ending(NamedTuple):
     answer: str = ""
     source: str = ""   # done.md, transcript, screen
     said: Said = Said()
+    options: tuple[str, ...] = ()   # the labels that an agent offers with its question
 
 
 Tell = Callable[[str], None]   # takes one line meant for the person who waits
@@ -228,14 +237,35 @@ class Start(NamedTuple):
     env: tuple[tuple[str, str], ...] = ()                # set for the worker
     root_env: tuple[tuple[str, str], ...] = ()           # set for the worker when it runs as root
     markers: tuple[str, ...] = ()                        # set for its children; no nested agent may see them
+    resume: tuple[str, ...] = ()                         # args that take up {session}; (): not possible
+    resumed: str = ""                                    # regex of what shows that all of it is loaded
+
+
+class Submit(NamedTuple):
+    """How a prompt is typed into an agent that waits for one."""
+
+    composer: str                       # regex over the screen; group 1: what the composer holds
+    ghost: str = r"(?!)"                # regex of what an empty composer may show
+    chip: str = r"(?!)"                 # regex of what stands for a long paste; group 1: its lines or letters
+    settle_s: float = 0.0               # from the paste being seen to Enter
+    limit_bytes: int = 1_000_000        # a longer prompt goes by file
+    piece: tuple[int, int, int] = (0, 0, 0)   # up to so long it goes in pieces of so many lines, letters
+    commands: str = "/!"                # a prompt with one of these first is a command, unless a space leads
+    by_file: str = r"(?!)"              # regex of a prompt that is a command all the same: it goes by file
+    more: str = r"(?!)"                 # regex of the edge of a composer that shows only its end
+    tail: tuple[tuple[str, str], ...] = ()   # (regex of an end that would swallow Enter, what disarms it)
+    clear: tuple[str, ...] = ("C-c",)   # keys that empty the composer, pressed only when it holds our text
 
 
 class Pane(NamedTuple):
-    """How an agent looks in a terminal."""
+    """How an agent looks in a terminal, and which keys it takes there."""
 
     marks: dict[str, str] = {}          # names for lines that regions start at
     rules: tuple[Rule, ...] = ()        # tried in order; none matches: unknown
     dialogs: tuple[Dialog, ...] = ()
+    submit: Optional[Submit] = None     # None: nothing can be typed into it
+    digits: str = r"(?!)"               # regex of an option that only a colour marks and its digit takes
+    interrupt: tuple[str, ...] = ("Escape",)   # keys that end a turn
     quit: tuple[str, ...] = ()          # keys that end the agent when it is ready; signals follow
     silence_s: float = 0.0              # without rules: this long without any change is the end of a turn
 
@@ -245,8 +275,10 @@ class Record(NamedTuple):
 
     format: str                # see FORMATS
     home: tuple[str, str]      # the variable that moves the agent's folder, and where it is otherwise
-    files: str                 # glob below that folder
-    query: str = ""            # for a database: rows of the session that holds :needle, begun after :since_ms
+    files: str                 # glob below that folder, with the hole {session} where the name holds it
+    session: str = ""          # regex whose group 1 is the session in a file's name, or in the log
+    has_log: bool = False      # what the agent writes to stderr names its session: it is kept in stderr.log
+    query: str = ""            # for a database: the rows of :session
 
 
 class Agent(NamedTuple):
@@ -258,27 +290,28 @@ class Agent(NamedTuple):
     pane: Pane = Pane()
     record: Optional[Record] = None
     install: str = ""          # how to get it, for the person whose machine lacks it
+    flag: str = ""             # the letter that talks to it: -c
 
 
 # --- claude
 # An answer is "● text" and then rows indented by 2; the footer is what is below the last rule of the screen.
 # 2.1.329 ends a turn that has an answer with "✻ Brewed for 3s · done 5:54 AM", and one that failed with
 # nothing: that row tells a quoted error from a real one. 2.1.197 writes "✻ Brewed for 3s" after both.
-# The CLI writes its own "⎿ " rows, and the live input, with a no-break space; a model types a plain one.
+# The CLI writes its own "⎿ " rows, and the live composer, with a no-break space; a model types a plain one.
 
 CLAUDE_MARKS = {
-    "rule": r"^─{20,}$",        # the last one: the input's lower edge, or a dialog's upper one
-    "box":  r"^❯(?:\xa0|$)",    # the live input; history and options have a plain space
+    "rule": r"^─{20,}$",        # the last one: the composer's lower edge, or a dialog's upper one
+    "box":  r"^❯(?:\xa0|$)",    # the live composer; history and options have a plain space
     "turn": r"^❯ ",             # the last prompt in the history
     "head": r"^(?:❯ |● )",      # the last prompt, or the last block of the answer: what a ⎿ row hangs on
 }
 _CLAUDE_OWNER = r"\A(?:❯ |● \w+\()"             # a prompt or a tool call, never a text
-_CLAUDE_FOOT = (                                # the input is closed, and no menu is open below it
+_CLAUDE_FOOT = (                                # the composer is closed, and no menu is open below it
     r"^─{20,}\n(?:  [^\n]*\n)*?"                # its lower edge, perhaps a status line
     r"  (?:(?:⏵⏵|⏸) [^\n]* on\b|\? for shortcuts)"
 )
 _CLAUDE_BOX = (
-    r"^─{20,}\n❯(?:\xa0[^\n]*)?\n"              # the input's upper edge and first row
+    r"^─{20,}\n❯(?:\xa0[^\n]*)?\n"              # the composer's upper edge and first row
     r"(?:  [^\n]*\n)*" + _CLAUDE_FOOT
 )
 CLAUDE_RULES = (
@@ -314,7 +347,7 @@ CLAUDE_RULES = (
     Rule("busy-title", "busy", "title", seen="2.1.197", needs=(        # 2.1.329 never changes its title
         r"^[⠁-⣿◐◑] ",)),
 
-    # the last turn came to nothing: only the CLI's own rows between the prompt and the input
+    # the last turn came to nothing: only the CLI's own rows between the prompt and the composer
     Rule("limited-waiting", "limited", "below:rule", seen="2.1.329", needs=(
         r"^  ⚠ Usage limit reached\b.*", r"^  (?:⏵⏵|⏸|\?) ")),
     Rule("limited-cancelled", "limited", "at:head", seen="2.1.329", needs=(
@@ -354,7 +387,7 @@ CLAUDE_RULES = (
 # streams only the title tells: its spinner rule is no spare, it must stay above `ready`.
 
 CODEX_MARKS = {
-    "composer": r"^› ",         # the last one is the live input: a prompt in the history looks the same
+    "composer": r"^› ",         # the last one is the live one; history looks the same
     "error":    r"^■ ",
     "working":  r"^[•◦] .*\((?:\d+\w+ )*\d+s • esc to interrupt\)",
 }
@@ -407,14 +440,14 @@ CODEX_RULES = (
 # Ready behind the dialogs of the start and Working behind those of a limit, so both are judged before it.
 
 GEMINI_MARKS = {
-    "rule":  r"^─{20,}$",       # the upper edge of the input
+    "rule":  r"^─{20,}$",       # the upper edge of the composer
     "error": r"^✕ \[API Error: ",
 }
 _GEMINI_LATER = (               # what came after an error
     r"^✦ ",                                             # an answer
     r"^ > [^\n]*\n(?:[^\n]*\n)*?─{20,}$",               # a prompt
 )
-_GEMINI_FOOT = r"^ [*>] (?:[^\n]*\n)+? \S[^\n]*\n \S"   # the input, and two rows of footer below it
+_GEMINI_FOOT = r"^ [*>] (?:[^\n]*\n)+? \S[^\n]*\n \S"   # the composer, and two rows of footer below it
 _GEMINI_CHOICE = r"^│ [● ] \d\. (?:Keep trying|Switch to|Stop)"
 GEMINI_RULES = (
     Rule("limited-dialog", "limited", "bottom:14", seen="0.61.0", needs=(
@@ -426,7 +459,7 @@ GEMINI_RULES = (
     Rule("login-key", "login", "bottom:12", seen="0.61.0", needs=(
         r"^│ Enter Gemini API Key", r"^│ \(Press Enter to submit, Esc to cancel", r"^╰─{20,}╯\Z")),
     Rule("asks-options", "asks", "bottom:20", seen="0.61.0", needs=(   # trust, permission, question, models
-        r"^ ?│ ● \d\. +\S.*?(?= {2}|│|$)", r"^ ?│   \d\. +\S", r"^ ?╰─{20,}╯\Z")),
+        r"^ ?│ {1,2}● \d\. +\S.*?(?= {2}|│|$)", r"^ ?│ {3,4}\d\. +\S", r"^ ?╰─{20,}╯\Z")),
     Rule("asks-title", "asks", "title", seen="0.61.0", needs=(
         r"^✋ +Action Required\b",)),
 
@@ -457,7 +490,7 @@ GEMINI_RULES = (
 # turn was done. A sidebar may stand to the right of every row.
 
 OPENCODE_MARKS = {
-    "edge": r"^ +╹▀{20,}",      # the lower edge of the input
+    "edge": r"^ +╹▀{20,}",      # the lower edge of the composer
     "turn": r"^ {5}▣  ",        # the mark of the last turn
 }
 _OPENCODE_ERROR = (             # a box …
@@ -467,7 +500,7 @@ _OPENCODE_ERROR = (             # a box …
 _OPENCODE_END = (               # … and after it. Each part matches in one way only: a slow regex stalls a run
     r"[^\n]*\n(?:  ┃[^\n]*\n)*(?: {20}[^\n]*)?\n"       # the rest of the box, an empty row
     r" {5}▣  [^·\n]+·[^·\n]*\n"                         # the mark, without a duration
-    r"(?:(?! {5}▣  | +╹▀)[^\n]*\n)* +╹▀[^\n]*\n"        # no other mark down to the input
+    r"(?:(?! {5}▣  | +╹▀)[^\n]*\n)* +╹▀[^\n]*\n"        # no other mark down to the composer
     r"(?! +[⬝■])(?![^\n]*interrupt)"                    # the footer of one that waits
     r"[^\n]*\bctrl\+p commands\b"
 )
@@ -494,7 +527,7 @@ OPENCODE_RULES = (
         _OPENCODE_ERROR + r"\S" + _OPENCODE_END,)),
 
     Rule("ready-home", "ready", "bottom:12", seen="1.18.33", needs=(
-        r"^ +┃  Ask anything", r"^ +╹▀{20,}", r"^ +tab agents  ctrl\+p commands$", r" \d+\.\d+\.\d+\Z"),
+        r"^ +┃ {2,}\S", r"^ +╹▀{20,}", r"^ +tab agents  ctrl\+p commands$", r" \d+\.\d+\.\d+\Z"),
         unless=(r"\besc (?:again to )?interrupt\b",)),
     Rule("ready", "ready", "at:turn", seen="1.18.33", needs=(
         r"\A {5}▣  ", r"^ +╹▀{20,}", r"\bctrl\+p commands\b"), unless=(
@@ -502,6 +535,53 @@ OPENCODE_RULES = (
         r"^  ┃[^\n]*\n(?: {20}[^\n]*)?\n  ┃",                          # a prompt that was not yet taken
         r"^  ┃ /\w")),                                                 # a menu
 )
+
+CLAUDE_SUBMIT = Submit(
+    composer=(
+        r"^(?:─{20,}\n❯\xa0?"                    # the upper edge; history and options have a plain space
+        r"|─{3,} ↑ \d+ more ─+\n(?:❯\xa0|  ))"   # that of one that has scrolled
+        r"([^\n]*(?:\n(?:  [^\n]*)?)*)"          # what is typed: further rows are indented, or empty
+        r"\n─{20,}$"                             # the lower edge
+    ),
+    ghost=r"(?:Once fixed, r|R)esend your message.*|Press up to edit queued messages",
+    chip=r"\[Pasted text #\d+(?: \+(\d+) lines)?\]",
+    # 2.1.329 tells the model that what it shows as a chip was pasted, and may not be from its user.
+    piece=(12_000, 2, 600), more=r"^─{3,} ↑ \d+ more ─",
+    commands="!", by_file=r"\s*/[\w:-]+(?:\s|\Z)", tail=((r"\\\Z", " "),))
+OPENCODE_SUBMIT = Submit(
+    composer=(
+        r"(?:^ +┃(?: {9}[^\n]*)?\n)+"                  # empty rows; a sidebar may stand at their right
+        r"(?: +┃ {2,8}(\S(?:(?! {9})[^\n])*)(?: {9}[^\n]*)?\n)?"   # the first row of what is typed, then …
+        r"(?: +┃(?:  [^\n]*)?\n)*"                     # … the others,
+        r" +┃(?: {9}[^\n]*)?\n"                        # an empty row,
+        r" +┃  \S[^\n]*\n +╹▀{20,}"                    # the agent and its model, the lower edge
+    ),
+    ghost=r'Ask anything\W+".*',
+    chip=r"\[Pasted ~(\d+) lines\]",
+    commands="/", tail=((r"@\S*\Z", " "),))            # a menu, as codex has it
+GEMINI_SUBMIT = Submit(
+    composer=(
+        r"^─{20,}\n(?: [^\n]*\n|\n)??(?:▀{20,}\n|\n)?"     # the upper edge, the mode, the composer's frame
+        r" [*>] ([^\n]*(?:\n(?:   [^\n]*)?)*)"             # what is typed: further rows are indented by 3
+        r"(?:\n(?:▄{20,})?)?\n \S"                        # the frame, then a menu or the footer
+    ),
+    ghost=r"Type your message or @path/to/file",
+    chip=r"\[Pasted Text: (\d+) (?:lines|chars)\](?: #\d+)?",
+    settle_s=0.25,                                # 0.61.0: Enter within 40 ms of a paste makes a new line
+    limit_bytes=20_000,                           # 20 KB in one line take 3.4 s, 50 KB 17 s
+    commands="", by_file=r"\s*/\w",
+    tail=((r"(?:\\|@\S*)\Z", " "),))
+CODEX_SUBMIT = Submit(
+    composer=(
+        r"^›(?: |$)("                                           # the last such row: history has it too
+        r"[^\n]*(?:\n(?:  [^\n]*)?)*?)"                        # what is typed: indented, or empty
+        r"(?:\n+  [^\n]* · (?:[~/]|[0-9a-f]{8}-)[^\n]*)?"     # the footer's row of model and folder, and …
+        r"(?:\n+ {2,}(?:←|\?|(?:tab|Shell mode) "             # … of hints: a tall composer has neither
+        r"|(?:[^\n]* )?⚠ \d)[^\n]*)?\n*\Z"
+    ),
+    ghost=r"Ask Codex to do anything",
+    chip=r"\[Pasted Content (\d+) chars\](?: #\d+)?",        # 1,048,576 characters are refused
+    tail=((r"[@$]\S*\Z", " "),))                              # else a menu is open, and Enter picks from it
 
 _CONFIRM = r"^ {1,2}Enter to confirm · Esc to cancel\Z"
 CLAUDE_DIALOGS = (
@@ -527,6 +607,8 @@ CODEX_DIALOGS = (
 GEMINI_DIALOGS = (
     Dialog("trust", choose=r"^Trust folder\b", seen="0.61.0", needs=(
         r"^ │ Do you trust the files in this folder\?", r"^ │ [● ] \d\. Don't trust\b", r"^ ╰─{20,}╯\Z")),
+    Dialog("keybindings", choose=r"^No$", seen="0.61.0", needs=(        # with VSCODE_GIT_IPC_HANDLE inherited
+        r"^│ +Gemini CLI works best with Shift\+Enter", r"^│ +[● ] \d\. Yes", r"^╰─{20,}╯\Z")),
 )
 
 DEMO_RULES = (
@@ -538,14 +620,14 @@ DEMO_DIALOGS = (
     Dialog("question", (r"may I work in this folder\?$", r"^Enter to confirm$"), choose=r"^Yes, work here$"),
 )
 
+# What the CLI itself adds to a prompt, for a file it mentions, is synthetic (1.18.33).
 OPENCODE_QUERY = """
     SELECT json_object('data', json(message.data), 'texts', json((
         SELECT json_group_array(json_extract(part.data, '$.text')) FROM part
-        WHERE part.message_id = message.id AND json_extract(part.data, '$.type') = 'text')))
-    FROM message WHERE message.session_id = (
-        SELECT session.id FROM session JOIN part ON part.session_id = session.id
-        WHERE session.time_created >= :since_ms AND instr(part.data, :needle) LIMIT 1)
-    ORDER BY message.time_created"""   # 1.18.33; a session that called us is older than :since_ms
+        WHERE part.message_id = message.id AND json_extract(part.data, '$.type') = 'text'
+        AND NOT coalesce(json_extract(part.data, '$.synthetic'), 0))))
+    FROM message WHERE message.session_id = :session
+    ORDER BY coalesce(json_extract(message.data, '$.parentID'), message.id), message.time_created"""
 
 # The worker of `selftalk demo`: see room 17.
 DEMO = Agent("demo", "", pane=Pane({}, DEMO_RULES, DEMO_DIALOGS))
@@ -556,12 +638,15 @@ GENERIC = Agent("generic", "", pane=Pane(silence_s=60.0))
 AGENT_ROWS = (
     GENERIC,
 
-    Agent("claude", "claude", install="npm install -g @anthropic-ai/claude-code",
+    Agent("claude", "claude", flag="c", install="npm install -g @anthropic-ai/claude-code",
           start=Start(
               unattended=("--dangerously-skip-permissions",),
               commands="/", lead="",                  # 2.1.329: "/init …" is a command, and so is " /init …"
               # 2.1.197, 2.1.329: else the bypass warning comes, with "No, exit" preselected. Written nowhere.
-              added=((r"--settings\b", ("--settings", '{"skipDangerousModePermissionPrompt":true}')),),
+              added=((r"--settings\b", ("--settings", '{"skipDangerousModePermissionPrompt":true}')),
+                     (r"--(?:session-id|resume|continue|fork-session)\b|-[rc]$",
+                      ("--session-id", "{session}"))),
+              resume=("--resume", "{session}"),
               env=(("CLAUDE_CODE_SANDBOXED", "1"),    # no trust dialog, and nothing is remembered
                    ("DISABLE_AUTOUPDATER", "1")),
               root_env=(("IS_SANDBOX", "1"),),        # or exit 1: "cannot be used with root/sudo privileges"
@@ -570,13 +655,15 @@ AGENT_ROWS = (
                        "CLAUDE_CODE_SESSION_ID", "CLAUDE_CODE_EXECPATH", "CLAUDE_CODE_SSE_PORT", "CLAUDE_PID",
                        "CLAUDE_EFFORT", "CLAUDE_CODE_MESSAGING_SOCKET", "CLAUDE_CODE_MESSAGING_TOKEN",
                        "CLAUDE_CODE_SESSION_ATTENDED", "CLAUDE_CODE_CHILD_NOTES_DIR", "AI_AGENT")),
-          pane=Pane(CLAUDE_MARKS, CLAUDE_RULES, CLAUDE_DIALOGS, quit=("C-c", "C-c")),
-          record=Record("claude-transcript", ("CLAUDE_CONFIG_DIR", "~/.claude"), "projects/*/*.jsonl")),
+          pane=Pane(CLAUDE_MARKS, CLAUDE_RULES, CLAUDE_DIALOGS, CLAUDE_SUBMIT, quit=("C-c", "C-c")),
+          record=Record("claude-transcript", ("CLAUDE_CONFIG_DIR", "~/.claude"),
+                        "projects/*/{session}.jsonl")),
 
-    Agent("codex", "codex", install="npm install -g @openai/codex",
+    Agent("codex", "codex", flag="x", install="npm install -g @openai/codex",
           start=Start(
               unattended=("--dangerously-bypass-approvals-and-sandbox",),
               commands="!/",                          # 0.169.0: "!x" is a shell command, also as an argument
+              resume=("resume", "{session}"),
               # 0.169.0: any -c keeps the agent out of the shared daemon, in which a turn outlives its pane.
               # The update prompt has "Update now" preselected. Trust given so is written nowhere.
               added=(("check_for_update_on_startup", ("-c", "check_for_update_on_startup=false")),
@@ -585,27 +672,42 @@ AGENT_ROWS = (
                        "CODEX_VERSION", "CODEX_PERMISSION_PROFILE", "CODEX_SANDBOX",
                        "CODEX_SANDBOX_NETWORK_DISABLED", "CODEX_MANAGED_BY_NPM",
                        "CODEX_MANAGED_PACKAGE_ROOT")),
-          pane=Pane(CODEX_MARKS, CODEX_RULES, CODEX_DIALOGS, quit=("C-c",)),
-          record=Record("codex-rollout", ("CODEX_HOME", "~/.codex"), "sessions/*/*/*/rollout-*.jsonl")),
+          pane=Pane(CODEX_MARKS, CODEX_RULES, CODEX_DIALOGS, CODEX_SUBMIT, quit=("C-c",)),
+          record=Record("codex-rollout", ("CODEX_HOME", "~/.codex"),
+                        "sessions/*/*/*/rollout-*{session}.jsonl",
+                        session=r"([0-9a-f]{8}-[0-9a-f-]{27})\.jsonl$")),
 
-    Agent("gemini", "gemini", install="npm install -g @google/gemini-cli",
+    Agent("gemini", "gemini", flag="g", install="npm install -g @google/gemini-cli",
           start=Start(
               unattended=("--skip-trust", "--yolo"),
               prompt=("-i", "{prompt}"),
               commands="/!-", lead="",
-              markers=("GEMINI_CLI", "GEMINI_CLI_NO_RELAUNCH", "GEMINI_CLI_TRUST_WORKSPACE")),
-          pane=Pane(GEMINI_MARKS, GEMINI_RULES, GEMINI_DIALOGS, quit=("C-c", "C-c"))),
+              added=((r"--(?:session-id|resume)\b|-r$", ("--session-id", "{session}")),),
+              resume=("--resume", "{session}"),
+              resumed=r"^(?: > |✦ )",                         # 0.61.0: before that it shows an empty composer
+              env=(("GEMINI_CLI_NO_RELAUNCH", "1"),           # one process, that obeys signals; …
+                   ("GEMINI_CLI_TRUST_WORKSPACE", "true"),    # … it could not start anew after a trust dialog
+                   ("npm_@google:registry", "http://127.0.0.1:9/")),   # 0.61.0: else it updates itself by npm
+              markers=("GEMINI_CLI", "GEMINI_CLI_NO_RELAUNCH", "GEMINI_CLI_TRUST_WORKSPACE",
+                       "npm_@google:registry")),
+          pane=Pane(GEMINI_MARKS, GEMINI_RULES, GEMINI_DIALOGS, GEMINI_SUBMIT, quit=("C-c", "C-c")),
+          record=Record("gemini-chat", ("GEMINI_CLI_HOME", "~"),
+                        ".gemini/tmp/*/chats/session-*-{session:.8}.jsonl")),
 
     Agent("opencode", "opencode", install="npm install -g opencode-ai",
           start=Start(
               unattended=("--auto",),
               prompt=("--prompt", "{prompt}"),
               commands="/-",                          # 1.18.33: "/init …" is a command, and "-x" an option
-              env=(("OPENCODE_DISABLE_AUTOUPDATE", "1"),),
-              markers=("OPENCODE", "OPENCODE_PID", "AGENT")),
-          pane=Pane(OPENCODE_MARKS, OPENCODE_RULES, quit=("C-c",)),
+              env=(("OPENCODE_DISABLE_AUTOUPDATE", "1"),
+                   ("OPENCODE_PRINT_LOGS", "1"), ("OPENCODE_LOG_LEVEL", "INFO")),   # to stderr
+              markers=("OPENCODE", "OPENCODE_PID", "AGENT", "OPENCODE_PRINT_LOGS", "OPENCODE_LOG_LEVEL"),
+              resume=("-s", "{session}")),
+          pane=Pane(OPENCODE_MARKS, OPENCODE_RULES, (), OPENCODE_SUBMIT, interrupt=("Escape", "Escape"),
+                    digits=r"^  ┃  \d\. (\S.*?)(?: {2,}.*)?$", quit=("C-c",)),
           record=Record("opencode-rows", ("XDG_DATA_HOME", "~/.local/share"), "opencode/opencode.db",
-                        OPENCODE_QUERY)),
+                        r"(?m)^timestamp=\S+ level=INFO run=\S+ message=created id=(ses_\w+) .*"
+                        r" parentID=undefined ", True, OPENCODE_QUERY)),
 
     Agent("cursor", "cursor-agent", pane=Pane(silence_s=60.0)),
 
@@ -618,23 +720,21 @@ AGENTS = {row.name: row for row in AGENT_ROWS}
 # 3. Yaml
 # =============================================================================
 # Pure: text in, values with places out. The law: what is accepted means exactly what YAML 1.2 says (core
-# schema); all else is refused with line, column and what to write instead. A `parse_…` takes the lines and
-# the spot where its part begins, and returns the spot after it and its node.
+# schema); all else is refused with line, column and what to write instead. So is YAML that no config needs,
+# such as scalars over several lines. A `parse_…` takes the framed text and the spot where its part begins,
+# and returns the spot after it and its node; `parents` are 0 and the columns of lists and maps around it.
 
 MAX_DEPTH = 100          # lists and maps within one another: far from the 1,000 calls that Python allows
 MAX_KEY = 1024           # characters of a key, by YAML's own rule
-MAX_DIGITS = 4300        # characters of a number: the most that every Python turns into text and back
-TOO_LARGE = 10 ** MAX_DIGITS
-BRACKETS = {"[": "]", "{": "}"}
+MAX_DIGITS = 100         # characters of a number
+END = "\0"               # stands behind the framed text, and nowhere in it
+DASHES = ("- ", "-\t", "-\n")
 
 CONSTANTS = {word: value for words, value in (
-    (("", "~", "null", "Null", "NULL"),                    None),
-    (("true", "True", "TRUE"),                             True),
-    (("false", "False", "FALSE"),                          False),
-    ((".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF"),  float("inf")),
-    (("-.inf", "-.Inf", "-.INF"),                          float("-inf")),
-    ((".nan", ".NaN", ".NAN"),                             float("nan")),
-) for word in words}
+    ("~ null Null NULL", None),    (".inf .Inf .INF +.inf +.Inf +.INF", float("inf")),
+    ("true True TRUE", True),      ("-.inf -.Inf -.INF", float("-inf")),
+    ("false False FALSE", False),  (".nan .NaN .NAN", float("nan")),
+) for word in words.split()}
 
 ESCAPES = dict(zip('0abt\tnvfre "/\\N_LP', '\0\a\b\t\t\n\v\f\r\x1b "/\\\x85\xa0\u2028\u2029'))
 
@@ -643,71 +743,47 @@ RESERVED = {
     "&": ("an anchor is not supported",       "write the value out wherever it is needed"),
     "*": ("an alias is not supported",        "write the value out, or quote text that begins with *"),
     "!": ("a tag is not supported",           "leave it out, or quote text that begins with !"),
-    "?": ("a complex key is not supported",   "write `key: value` on one line"),
+    "%": ("a directive is not supported",     "leave it out, or quote text that begins with %"),
+    "?": ("a complex key is not supported",   "write `key: value` on one line, or quote the text"),
     "-": ("a list cannot begin here",         "begin it on a line of its own, or write [a, b]"),
-    ":": ("a colon without a key before it",  'write the key, "" for an empty one'),
+    ":": ("a colon without a key before it",  "write the key, or quote text that begins with a colon"),
 }
 
-UNPRINTABLE = re.compile(                    # what is printable would take 3 ms more to compile
-    "[\x00-\x08\x0b-\x1f\x7f-\x84\x86-\x9f"   # controls
-    "\ud800-\udfff\ufeff\ufffe\uffff]")       # surrogates, byte order mark, what is no character
-MARK = re.compile(r"(?:---|\.\.\.)(?=[ \t]|\Z)")
-BLANK = re.compile(r"[ \t]*(?:(?<![^ \t])#.*)?")
-DASH = re.compile(r"-(?=[ \t]|\Z)")
-COLON = re.compile(r"[ \t]*:(?=[ \t]|\Z)")
-FLOW_COLON = re.compile(r"[ \t]*:(?=[ \t,\]}]|\Z)")
-QUOTED_COLON = re.compile(r"[ \t]*:")        # in brackets, nothing need follow it: {"a":1}
+UNPRINTABLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
+HEAD = re.compile(r"(?:(?:\n *(?:#.*)?)*\n---(?=[ \t]*\n|[ \t]+#))?")    # a mark before the document
+MARK = re.compile(r"\n(?:---|\.\.\.)(?=[ \t\n])")
+GAP = re.compile(r"[ \t]*(?:(?<![^ \t\n])#.*)?(?:\n *(?:#.*)?)*")        # only spaces indent a line
+COLON = re.compile(r"[ \t]*:")
+FLOW_GAP = re.compile(r"(?:[ \t\n]+|(?<=[ \t\n])#.*)*")
 NUMBER = re.compile(r"""
-    ( [-+]?[0-9]+ | 0o[0-7]+ | 0x[0-9a-fA-F]+ )                    # an integer
-    | [-+]? (?: \.[0-9]+ | [0-9]+(?:\.[0-9]*)? )                   # or a float
-      (?: [eE] [-+]? [0-9]+ )?
+    ( [-+]?[0-9]+ | 0o[0-7]+ | 0x[0-9a-fA-F]+ )                         # an integer
+    | [-+]? (?: \.[0-9]+ | [0-9]+(?:\.[0-9]*)? ) (?:[eE][-+]?[0-9]+)?   # or a float
     """, re.VERBOSE)
 
-# How a scalar without quotes begins, and how far it goes on a line: outside of brackets, and within.
-IN_BLOCK = (
-    re.compile(r"""[^-?:,\[\]{}#&*!|>'"%@` \t]                      # no indicator
-                   | [-?:](?=[^ \t])                               # or one that is not alone
-                   """, re.VERBOSE),
-    re.compile(r"(?:[^:#]+|:(?![ \t]|\Z)|(?<=[^ \t])#)*"))
-IN_FLOW = (
-    re.compile(r"""[^-?:,\[\]{}#&*!|>'"%@` \t]
-                   | [-?:](?=[^ \t,\[\]{}])
-                   """, re.VERBOSE),
-    re.compile(r"""(?: [^:#,\[\]{}]+
-                     | :(?![ \t,\[\]{}]|\Z)                        # a colon with text after it
-                     | (?<=[^ \t])\#                               # no comment without a space before it
-                   )*""", re.VERBOSE))
-QUOTED = {"'": re.compile("(?:[^']+|'')*"), '"': re.compile(r"""(?: [^"\\]+ | \\ (?:
-    [0abt\tnvfre\ "/\\N_LP]                                        # a letter of ESCAPES
-    | x [0-9a-fA-F]{2}
-    | u (?![dD][89a-fA-F]) [0-9a-fA-F]{4}                          # half a surrogate pair is no character
+# A scalar without quotes: outside of brackets, and within.
+IN_BLOCK = re.compile(r"""
+    (?: [^-?:,\[\]{}#&*!|>'"%@` \t\n] | [-?:](?=[^ \t\n]) )             # no indicator, or one not alone
+    (?: [^:#\n]+ | :(?![ \t\n]) | (?<=[^ \t])\# )*                      # a comment has a space before it
+    """, re.VERBOSE)
+IN_FLOW = re.compile(r"""
+    (?: [^-?:,\[\]{}#&*!|>'"%@` \t\n] | -(?=[^ \t\n,\[\]{}]) )
+    (?: [^:#,\[\]{}\n]+ | :(?![ \t\n,\[\]{}]) | (?<=[^ \t])\# )*
+    """, re.VERBOSE)
+QUOTED = {"'": re.compile("(?:[^'\n]+|'')*"), '"': re.compile(r"""(?: [^"\\\n]+ | \\ (?:
+    [0abt\tnvfre\ "/\\N_LP] | x [0-9a-fA-F]{2}                          # a letter of ESCAPES, or a number
+    | u (?![dD][89a-fA-F]) [0-9a-fA-F]{4}                               # half a pair is no character
     | U 00 (?: 0(?!0[dD][89a-fA-F])[0-9a-fA-F] | 10 ) [0-9a-fA-F]{4}
-    | \Z                                                           # the break of the line
     ) )*""", re.VERBOSE)}
-FOLDABLE = re.compile(r"(?<![ \t])[ \t]*\n[ \t\n]*")
-ESCAPED = re.compile(r"""
-    \\\n [ \t\n]*                            # the break of a line that is not there
-    | \\ (?: x.. | u.... | U........ | . )
-    | [ \t]* \n [ \t\n]*                     # the break of a line to be folded
-    | [ \t]+                                 # taken whole, or a long run would cost its square
-    """, re.VERBOSE)
-BLOCK_HEADER = re.compile(r"""
-    ([|>])
-    ( [1-9][-+] | [-+]?[1-9]? )              # width and chomping, in either order
-    (?: [ \t]+ (?:\#.*)? )? \Z               # nothing more but a comment
-    """, re.VERBOSE)
+BLOCK_TEXT = re.compile(r"([|>])([-+]?)(?:[ \t]+#.*|[ \t]*)(\n+)( *)(?![ \n])")    # with its indentation
 BLOCK_FOLDABLE = re.compile(r"^([^ \t\n].*)\n(\n*)(?=[^ \t\n])", re.MULTILINE)
 
 
 class Spot(NamedTuple):
-    """A place in the text, lines[row][column], both from 0; at the end of the text the column is -1."""
+    """A place in the framed text; lines and columns count from 1, and the column is 0 at its end."""
 
-    row: int
+    index: int
+    line: int
     column: int
-
-    def after(self, count: int) -> "Spot":
-        """The place `count` characters on in the line."""
-        return Spot(self.row, self.column + count)
 
 
 class Node(NamedTuple):
@@ -723,374 +799,200 @@ class Node(NamedTuple):
 
 def yaml_error(spot: Spot, what: str, fix: str) -> Unusable:
     """The one shape of every message of this room."""
-    return Unusable(f"line {spot.row + 1}, column {spot.column + 1}: {what}", fix)
+    return Unusable(f"line {spot.line}, column {spot.column}: {what}", fix)
 
 
-def new_node(spot: Spot, value: object, text: str = "") -> Node:
-    """A node that begins at `spot`."""
-    return Node(value, text, spot.row + 1, spot.column + 1)
+def find_spot(text: str, index: int, before: Spot = Spot(0, 0, 1)) -> Spot:
+    """The place of an index of the framed text, counted from a spot before it."""
+    feed = max(text.rfind("\n", before.index, index), before.index - before.column)
+    return Spot(index, before.line + text.count("\n", before.index, index), index - feed)
+
+
+def frame_text(text: str) -> str:
+    """The text between a line feed and END, each of its lines ended by a line feed."""
+    text = "\n" + text[text.startswith("\ufeff"):].replace("\r\n", "\n").replace("\r", "\n")
+    found = UNPRINTABLE.search(text)
+    if found:
+        raise yaml_error(find_spot(text, found.start()), f"character U+{ord(found[0]):04X} is not allowed",
+                         f'remove it, or write "\\u{ord(found[0]):04X}" within double quotes')
+    return text.removesuffix("\n") + "\n" + END
+
+
+def skip_in_block(text: str, spot: Spot) -> Spot:
+    """Where the text goes on after white space and comments, outside of brackets."""
+    at = find_spot(text, GAP.match(text, spot.index).end(), spot)
+    if text[at.index] == "\t":
+        raise yaml_error(at, "a tab in the indentation", "indent with spaces")
+    return at._replace(column=0) if text[at.index] == END else at
+
+
+def skip_in_flow(text: str, spot: Spot, past: int = 0, *, opener: Spot, indent: int) -> Spot:
+    """Where the text goes on, `past` characters on or later, within the brackets at `opener`."""
+    at = find_spot(text, FLOW_GAP.match(text, spot.index + past).end(), spot)
+    if text[at.index] == END:
+        raise yaml_error(opener, "a bracket that is not closed", "close it with ] or }, or quote it all")
+    if at.line > spot.line and not text.startswith(" " * indent, at.index - at.column + 1):
+        raise yaml_error(at, "a line within brackets is not indented enough",
+                         "indent it more than the key or dash before the brackets")
+    return at
+
+
+def skip_after_value(text: str, spot: Spot) -> Spot:
+    """Where the text goes on after a value outside of brackets: on another line."""
+    at = skip_in_block(text, spot)
+    if at.line > spot.line:
+        return at
+    what = "a colon after what is no key" if text[at.index] == ":" else "text after the end of the value"
+    raise yaml_error(at, what, "quote the whole value, or begin a map on a line of its own; "
+                               "put a space after the colon of a key, and before a comment")
 
 
 def open_node(spot: Spot, entries: Union[list, dict], parents: tuple[int, ...]) -> Node:
     """The node of a list or map, still empty; refused when it is within too many others."""
     if len(parents) > MAX_DEPTH:
         raise yaml_error(spot, f"more than {MAX_DEPTH} lists and maps within one another", "nest them less")
-    return new_node(spot, entries)
+    return Node(entries, "", spot.line, spot.column)
 
 
 def add_entry(node: Node, key: Optional[Node], value: Node) -> None:
     """Puts a value into a list (no key) or a map; refuses keys that are one to Python, such as 1 and true."""
     if key is None:
         node.value.append(value)
-        return
-    if key.value in node.value:
-        first = node.value[key.value].key_line
-        raise yaml_error(Spot(key.line - 1, key.column - 1), f"a duplicate of the key in line {first}",
-                         "remove or rename one of them; quote one if 1 has met true, or 0 false")
-    node.value[key.value] = value._replace(key_line=key.line, key_column=key.column)
-
-
-def check_key(lines: list[str], key: Node, end: Spot) -> None:
-    """Refuses a key that is not a short scalar on one line, or that would merge maps."""
-    spot = Spot(key.line - 1, key.column - 1)
-    if isinstance(key.value, (list, dict)):
-        raise yaml_error(spot, "a list or map as a key is not supported", "quote it if it is text")
-    if end.row > spot.row:
-        raise yaml_error(spot, "a key over several lines is not supported", "write key and colon on one line")
-    if end.column - spot.column > MAX_KEY:
-        raise yaml_error(spot, f"a key of more than {MAX_KEY} characters", "shorten it")
-    if key.text == "<<" and lines[spot.row][spot.column] == "<":
-        raise yaml_error(spot, "a merge key is not supported", 'write the keys out, or quote it: "<<"')
-
-
-def split_yaml_lines(text: str) -> list[str]:
-    """The lines of the text without their breaks; a break at its very end begins no further line."""
-    text = text[text.startswith("\ufeff"):].replace("\r\n", "\n").replace("\r", "\n")
-    found = UNPRINTABLE.search(text)
-    if found:
-        before = text[:found.start()]
-        spot = Spot(before.count("\n"), len(before) - before.rfind("\n") - 1)
-        raise yaml_error(spot, f"the character U+{ord(found[0]):04X} is not allowed",
-                         f'remove it, or write "\\U{ord(found[0]):08X}" within double quotes')
-    return text.removesuffix("\n").split("\n")
-
-
-def skip_blank(lines: list[str], spot: Spot) -> Spot:
-    """Where the text goes on after white space, comments and blank lines."""
-    row, column = spot
-    while row < len(lines):
-        column = BLANK.match(lines[row], column).end()
-        if column < len(lines[row]):
-            return Spot(row, column)
-        row, column = row + 1, 0
-    return Spot(row, -1)
-
-
-def skip_in_block(lines: list[str], spot: Spot) -> Spot:
-    """Where the text goes on outside of brackets, where only spaces indent a line."""
-    found = skip_blank(lines, spot)
-    lead = lines[found.row][:found.column] if found.column > 0 else ""
-    if "\t" in lead and not lead.strip(" \t"):
-        raise yaml_error(Spot(found.row, lead.index("\t")), "a tab in the indentation", "indent with spaces")
-    return found
-
-
-def skip_in_flow(lines: list[str], spot: Spot, indent: int, *, opener: Spot) -> Spot:
-    """Where the text goes on within the brackets at `opener`; `indent` spaces or more begin their lines."""
-    found = skip_blank(lines, spot)
-    if found.column < 0:
-        raise yaml_error(opener, "a bracket that is not closed", "close it, within the same document")
-    if found.row > spot.row and lines[found.row][:indent].strip(" "):
-        raise yaml_error(found, "a line within brackets is not indented enough",
-                         "indent it more than the key or dash before the brackets")
-    return found
-
-
-def skip_after_value(lines: list[str], spot: Spot) -> Spot:
-    """Where the text goes on after a value outside of brackets: on another line."""
-    found = skip_in_block(lines, spot)
-    if found.row > spot.row:
-        return found
-    if COLON.match(lines[found.row], found.column):
-        raise yaml_error(found, "a colon after what is not a key of its own line",
-                         "quote text that has a colon and a space; begin a map on a line of its own")
-    raise yaml_error(found, "text after the end of the value",
-                     "quote the whole value; put a space after the colon of a key, and before a comment")
-
-
-def find_continuation(lines: list[str], end: Spot, indent: int) -> "Optional[Spot]":
-    """Where a scalar goes on below the line of `end`; None when nothing there is indented enough."""
-    for row in range(end.row + 1, len(lines)):
-        rest = lines[row].lstrip(" ")
-        spaces = len(lines[row]) - len(rest)
-        content = rest.lstrip(" \t")
-        if content:
-            return Spot(row, len(lines[row]) - len(content)) if spaces >= indent else None
-        if rest and spaces < indent:         # a tab where spaces are due: not a blank line of the scalar
-            return None
-    return None
-
-
-def gather_lines(lines: list[str], spot: Spot, indent: int, part: re.Pattern[str]) -> tuple[Spot, str]:
-    """What `part` matches from `spot` on; where it reaches the end of the line, on further lines too."""
-    parts, end, begin = [], spot, spot
-    while begin:
-        line = lines[begin.row]
-        stop = part.match(line, begin.column).end()
-        parts += [""] * (begin.row - end.row - 1) + [line[begin.column:stop]]
-        end = Spot(begin.row, stop)
-        begin = find_continuation(lines, end, indent) if stop == len(line) else None
-    return end, "\n".join(parts)
-
-
-def unescape(found: "re.Match[str]") -> str:
-    """What a match of ESCAPED or FOLDABLE stands for: one break is a space, of several the first goes."""
-    token = found[0]
-    if "\n" in token:
-        kept = "\n" * (token.count("\n") - 1)
-        return kept if token[0] == "\\" else kept or " "
-    if token[0] != "\\":
-        return token
-    return chr(int(token[2:], 16)) if len(token) > 2 else ESCAPES[token[1]]
-
-
-def parse_quoted(lines: list[str], spot: Spot, indent: int) -> tuple[Spot, Node]:
-    """A scalar in single or double quotes."""
-    quote = lines[spot.row][spot.column]
-    end, text = gather_lines(lines, spot.after(1), indent, QUOTED[quote])
-    found = lines[end.row][end.column:end.column + 2]
-    if not found:
-        raise yaml_error(spot, "a quote that is not closed", f"close it with {quote}, and indent every line")
-    if found[0] != quote:
-        raise yaml_error(end, f"an unknown escape {found}", "write \\\\ for a backslash")
-    if quote == '"' and "\n\\\n" in text:
-        raise yaml_error(spot, "within quotes, a line of one backslash alone", "remove the line")
-    text = FOLDABLE.sub(unescape, text).replace("''", "'") if quote == "'" else ESCAPED.sub(unescape, text)
-    return end.after(1), new_node(spot, text, text)
-
-
-def resolve_plain(spot: Spot, text: str) -> Node:
-    """The node of a scalar without quotes: what it means by the core schema."""
-    if text in CONSTANTS:
-        return new_node(spot, CONSTANTS[text], text)
-    found = NUMBER.fullmatch(text)
-    if not found:
-        return new_node(spot, text, text)
-    if len(text) <= MAX_DIGITS:
-        number = int(text, {"0o": 8, "0x": 16}.get(text[:2], 10)) if found[1] else float(text)
-        if abs(number) < TOO_LARGE:
-            return new_node(spot, number, text)
-    raise yaml_error(spot, "a number that is too large", "quote it if it is text")
-
-
-def parse_scalar(lines: list[str], spot: Spot, indent: int, *, style: tuple) -> tuple[Spot, Node]:
-    """A scalar with or without quotes; its further lines begin with `indent` spaces or more."""
-    first, (begin, part) = lines[spot.row][spot.column], style
-    if first in QUOTED:
-        return parse_quoted(lines, spot, indent)
-    if not begin.match(lines[spot.row], spot.column):
-        otherwise = (f"a value cannot begin with {first}", "quote it if it is text")
-        raise yaml_error(spot, *RESERVED.get(first, otherwise))
-    end, text = gather_lines(lines, spot, indent, part)
-    return end, resolve_plain(spot, FOLDABLE.sub(unescape, text.rstrip(" \t\n")))
-
-
-def find_block_width(lines: list[str], row: int, indent: int) -> int:
-    """The spaces before a block text: those of its first line that is not blank, at least `indent`."""
-    blank = Spot(row, indent)                # the end of the longest blank line so far
-    for below in range(row, len(lines)):
-        spaces = len(lines[below]) - len(lines[below].lstrip(" "))
-        if spaces == len(lines[below]):
-            blank = max(blank, Spot(below, spaces), key=lambda end: end.column)
-        elif blank.column > max(spaces, indent):
-            raise yaml_error(blank, "a blank line with more spaces than the text below it", "remove them")
-        else:
-            return max(spaces, indent)
-    return blank.column
-
-
-def cut_block_lines(lines: list[str], row: int, width: int) -> list[str]:
-    """The lines of a block text without the `width` spaces before each, down to the first that has fewer."""
-    cut, pad = [], " " * width
-    for below in range(row, len(lines)):
-        line, rest = lines[below], lines[below].lstrip(" ")
-        if not line.startswith(pad) and rest.startswith("\t"):
-            raise yaml_error(Spot(below, line.index("\t")), "a tab in the indentation", "indent with spaces")
-        if not line.startswith(pad) and rest:
-            break
-        cut.append(line[width:])
-    return cut
-
-
-def parse_block_text(lines: list[str], spot: Spot, indent: int) -> tuple[Spot, Node]:
-    """A literal (|) or folded (>) text. The end of the file counts as the break of its last line."""
-    header = BLOCK_HEADER.match(lines[spot.row], spot.column)
-    if not header:
-        raise yaml_error(spot, "text after a | or >", "begin the text on the next line, or quote it")
-    chomping, digit = header[2].strip("123456789"), header[2].strip("-+")
-    if digit and not indent:                 # YAML's letter says one thing, its programs say another
-        raise yaml_error(spot, "a width is not supported outside of lists and maps", "leave the digit out")
-    width = indent - 1 + int(digit) if digit else find_block_width(lines, spot.row + 1, indent)
-    cut = cut_block_lines(lines, spot.row + 1, width)
-    whole = "".join([line + "\n" for line in cut])
-    text = whole.rstrip("\n")
-    tail = {"-": "", "": "\n" if text else "", "+": whole[len(text):]}[chomping]
-    if header[1] == ">":
-        text = BLOCK_FOLDABLE.sub(lambda found: found[1] + (found[2] or " "), text)
-    last = spot.row + len(cut)
-    return Spot(last, len(lines[last])), new_node(spot, text + tail, text + tail)
-
-
-def find_flow_colon(lines: list[str], begin: Spot, end: Spot) -> "Optional[Spot]":
-    """The spot after the colon that makes a key of what is from `begin` to `end` within brackets."""
-    pattern = QUOTED_COLON if lines[begin.row][begin.column] in QUOTED else FLOW_COLON
-    colon = pattern.match(lines[end.row], end.column)
-    return Spot(end.row, colon.end()) if colon else None
-
-
-def add_flow_entry(node: Node, first: Node, value: Optional[Node]) -> None:
-    """Puts an entry within brackets into its list or map; `value` is None where there is no colon."""
-    if isinstance(node.value, dict):
-        add_entry(node, first, value or Node(None, "", first.line, first.column))
-    elif value:                              # [k: v] is a list with a map of one pair
-        pair = Node({}, "", first.line, first.column)
-        add_entry(pair, first, value)
-        add_entry(node, None, pair)
+    elif key.value not in node.value:
+        node.value[key.value] = value._replace(key_line=key.line, key_column=key.column)
     else:
-        add_entry(node, None, first)
+        first = node.value[key.value].key_line
+        raise yaml_error(Spot(0, key.line, key.column), f"a duplicate of the key in line {first}",
+                         "remove or rename one of them; quote one if 1 has met true, or 0 false")
 
 
-def skip_comma(lines: list[str], spot: Spot, indent: int, *, opener: Spot) -> Spot:
-    """Where the text goes on after an entry within the brackets at `opener`: at the next entry or the end."""
-    at = skip_in_flow(lines, spot, indent, opener=opener)
-    if lines[at.row][at.column] == ",":
-        return skip_in_flow(lines, at.after(1), indent, opener=opener)
-    closer = BRACKETS[lines[opener.row][opener.column]]
-    if lines[at.row][at.column] != closer:
-        raise yaml_error(at, f"neither a comma nor {closer} after a value within brackets",
-                         "put one in, or quote the text; key and colon go on one line, with a space after")
-    return at
+def parse_quoted(text: str, spot: Spot) -> tuple[Spot, Node]:
+    """A scalar in single or double quotes."""
+    quote = text[spot.index]
+    found = QUOTED[quote].match(text, spot.index + 1)
+    rest = text[found.end():found.end() + 2]
+    if rest[0] != quote and "\n" in rest:
+        raise yaml_error(spot, "a quote that is not closed on its line",
+                         f"close it with {quote}; write a text of several lines below a |")
+    if rest[0] != quote:
+        raise yaml_error(find_spot(text, found.end(), spot), f"an unknown escape {rest}", "write \\\\ for \\")
+    value = found[0].replace("''", "'") if quote == "'" else re.sub(
+        r"\\(x..|u....|U.{8}|.)", lambda one: ESCAPES.get(one[1]) or chr(int(one[1][1:], 16)), found[0])
+    return find_spot(text, found.end() + 1, spot), Node(value, value, spot.line, spot.column)
 
 
-def parse_flow(lines: list[str], spot: Spot, parents: tuple[int, ...]) -> tuple[Spot, Node]:
-    """A value in or with brackets: they themselves, a scalar, or nothing. `parents` as in parse_block."""
-    opener, indent = lines[spot.row][spot.column], parents[-1] + 1
-    if opener in ",]}":
-        return spot, new_node(spot, None)
-    if opener not in BRACKETS:
-        return parse_scalar(lines, spot, indent, style=IN_FLOW)
-    node, inside = open_node(spot, {} if opener == "{" else [], parents), parents + parents[-1:]
-    at = skip_in_flow(lines, spot.after(1), indent, opener=spot)
-    while lines[at.row][at.column] != BRACKETS[opener]:
-        begin, value = at, None
-        at, first = parse_flow(lines, begin, inside)
-        if at == begin:
-            raise yaml_error(at, f"no value before {lines[at.row][at.column]}", "remove one of them")
-        colon = find_flow_colon(lines, begin, at)
-        if colon or opener == "{":
-            check_key(lines, first, at if colon else begin)
-        if colon:
-            at, value = parse_flow(lines, skip_in_flow(lines, colon, indent, opener=spot), inside)
-        add_flow_entry(node, first, value)
-        at = skip_comma(lines, at, indent, opener=spot)
-    return at.after(1), node
+def parse_scalar(text: str, spot: Spot, style: re.Pattern[str]) -> tuple[Spot, Node]:
+    """A scalar with or without quotes, these by the core schema; `style` is IN_BLOCK or IN_FLOW."""
+    first, found = text[spot.index], style.match(text, spot.index)
+    if first in QUOTED:
+        return parse_quoted(text, spot)
+    if not found:
+        otherwise = (f"neither a key nor a plain text begins with {first}", "quote it if it is text")
+        raise yaml_error(spot, *RESERVED.get(first, otherwise))
+    word = found[0].rstrip(" \t")
+    value, number = CONSTANTS.get(word, word), NUMBER.fullmatch(word)
+    if number and len(word) <= MAX_DIGITS:
+        value = int(word, {"0o": 8, "0x": 16}.get(word[:2], 10)) if number[1] else float(word)
+    if number and value in (word, float("inf"), float("-inf")):
+        raise yaml_error(spot, "a number that is too large", "quote it if it is text")
+    return find_spot(text, found.end(), spot), Node(value, word, spot.line, spot.column)
 
 
-def parse_leaf(lines: list[str], spot: Spot, parents: tuple[int, ...]) -> tuple[Spot, Node]:
-    """A value outside of brackets: a block text, brackets or a scalar. `parents` as in parse_block."""
-    first = lines[spot.row][spot.column]
-    if first in "|>":
-        return parse_block_text(lines, spot, parents[-1] + 1)
-    if first in BRACKETS:
-        return parse_flow(lines, spot, parents)
-    return parse_scalar(lines, spot, parents[-1] + 1, style=IN_BLOCK)
+def parse_key(text: str, spot: Spot, style: re.Pattern[str]) -> tuple[Spot, Node]:
+    """The key of an entry, and the spot after its colon."""
+    end, key = parse_scalar(text, spot, style)
+    colon, is_json = COLON.match(text, end.index), style is IN_FLOW and text[spot.index] in QUOTED
+    if not colon or not (text[colon.end()] in " \t\n" or is_json):     # {"a":1}
+        raise yaml_error(spot, "no key with a colon on the same line",
+                         "write `key: value`, with a space after the colon, or quote the whole text")
+    if colon.end() - spot.index > MAX_KEY + 1:
+        raise yaml_error(spot, f"a key of more than {MAX_KEY} characters", "shorten it")
+    if key.text == "<<" and text[spot.index] == "<":
+        raise yaml_error(spot, "a merge key is not supported", 'write the keys out, or quote it: "<<"')
+    return find_spot(text, colon.end(), end), key
 
 
-def parse_key(lines: list[str], spot: Spot, parents: tuple[int, ...]) -> tuple[Spot, Node]:
-    """The key of an entry outside of brackets, and the spot after its colon. `parents` as in parse_block."""
-    end, key = parse_leaf(lines, spot, parents)
-    colon = COLON.match(lines[end.row], end.column)
-    if not colon:
-        raise yaml_error(spot, "neither a key with a colon nor a part of what is above it",
-                         "write `key: value`, with a space after the colon; indent further lines of a text")
-    check_key(lines, key, end)
-    return Spot(end.row, colon.end()), key
+def parse_block_text(text: str, spot: Spot, parents: tuple[int, ...]) -> tuple[Spot, Node]:
+    """A literal (|) or folded (>) text. The end of the file counts as the break of its last line."""
+    found = BLOCK_TEXT.match(text, spot.index)
+    if not found:
+        raise yaml_error(spot, "text, a digit or a line of spaces right after a | or >",
+                         "remove it and begin the text on the next line, or quote it")
+    width = max(len(found[4]), parents[-1])
+    body = re.compile(rf"(?:\n {{{width}}}(?!{END}).*|\n *(?=\n))*").match(text, found.start(3))
+    whole = re.sub(rf"\n {{0,{width}}}", "\n", body[0] + "\n")[1:]
+    value = whole.rstrip("\n")
+    tail = {"-": "", "": "\n" if value else "", "+": whole[len(value):]}[found[2]]
+    if found[1] == ">":
+        value = BLOCK_FOLDABLE.sub(lambda fold: fold[1] + (fold[2] or " "), value)
+    return find_spot(text, body.end(), spot), Node(value + tail, value + tail, spot.line, spot.column)
 
 
-def is_dash(lines: list[str], spot: Spot) -> bool:
-    """Whether an entry of a list begins here."""
-    return bool(DASH.match(lines[spot.row], spot.column))
+def parse_leaf(text: str, spot: Spot, parents: tuple[int, ...], style: re.Pattern[str]) -> tuple[Spot, Node]:
+    """A value that is no list or map of lines: a block text, brackets with all within, or a scalar."""
+    if text[spot.index] in "|>" and style is IN_BLOCK:
+        return parse_block_text(text, spot, parents)
+    if text[spot.index] not in "[{":
+        return parse_scalar(text, spot, style)
+    closer, key = "]" if text[spot.index] == "[" else "}", None
+    node = open_node(spot, [] if closer == "]" else {}, parents)
+    skip = functools.partial(skip_in_flow, text, opener=spot, indent=parents[-1])
+    at = skip(spot, 1)
+    while text[at.index] != closer:
+        if closer == "}":
+            at, key = parse_key(text, at, IN_FLOW)
+            at = skip(at)
+        value = Node(None, "", at.line, at.column)
+        if not key or text[at.index] not in ",}":
+            at, value = parse_leaf(text, at, parents + parents[-1:], IN_FLOW)
+        add_entry(node, key, value)
+        at = skip(at)
+        if text[at.index] == ",":
+            at = skip(at, 1)
+        elif text[at.index] != closer:
+            raise yaml_error(at, f"neither a comma nor {closer} after a value within brackets",
+                             "put one in, or quote the whole value; write [{a: b}] for a map in a list")
+    return find_spot(text, at.index + 1, at), node
 
 
-def parse_block(lines: list[str], spot: Spot, parents: tuple[int, ...]) -> tuple[Spot, Node]:
-    """A value outside of brackets, and the spot where the text goes on after it.
-
-    `parents` are the columns of the lists and maps around it, outermost first, -1 for the document itself.
-    """
-    is_list, column, inside = is_dash(lines, spot), spot.column, parents + (spot.column,)
+def parse_block(text: str, spot: Spot, parents: tuple[int, ...]) -> tuple[Spot, Node]:
+    """A value outside of brackets, and the spot where the text goes on after it."""
+    is_list, column, inside = text.startswith(DASHES, spot.index), spot.column, parents + (spot.column,)
     if not is_list:
-        at, leaf = parse_leaf(lines, spot, parents)
-        if not COLON.match(lines[at.row], at.column):
-            return skip_after_value(lines, at), leaf
+        at, leaf = parse_leaf(text, spot, parents, IN_BLOCK)
+        if not COLON.match(text, at.index):
+            return skip_after_value(text, at), leaf
     node, at = open_node(spot, [] if is_list else {}, parents), spot
-    while at.column == column and is_dash(lines, at) == is_list:
-        end, key = (at.after(1), None) if is_list else parse_key(lines, at, inside)
-        at, value = skip_in_block(lines, end), new_node(end, None)
-        is_list_below = key and at.column == column and is_dash(lines, at)   # it need not be indented
-        if at.row == end.row and (key or "\t" in lines[at.row][end.column:at.column]):
-            at, value = parse_leaf(lines, at, inside)
-            at = skip_after_value(lines, at)
-        elif at.column > column or is_list_below:
-            at, value = parse_block(lines, at, inside)
+    while at.column == column and text.startswith(DASHES, at.index) == is_list:
+        end, key = (find_spot(text, at.index + 1, at), None) if is_list else parse_key(text, at, IN_BLOCK)
+        at, value = skip_in_block(text, end), Node(None, "", end.line, end.column)
+        if at.line == end.line and (key or "\t" in text[end.index:at.index]):
+            at, value = parse_leaf(text, at, inside, IN_BLOCK)
+            at = skip_after_value(text, at)
+        elif at.column > column or (key and at.column == column and text.startswith(DASHES, at.index)):
+            at, value = parse_block(text, at, inside)    # a list need not be indented below its key
         add_entry(node, key, value)
     if at.column > column:
-        raise yaml_error(at, f"indented by {at.column}, but what is above it by {column}", "align it")
-    if at.column == column != parents[-1]:
-        raise yaml_error(at, "a key among dashes, or a dash among keys", "indent what is part of another")
+        raise yaml_error(at, f"a line indented by {at.column - 1} that is no part of what is above it",
+                         "align it, keep dashes and keys apart, write a text of several lines below a |")
     return at, node
-
-
-def cut_document(lines: list[str]) -> tuple[list[str], Spot]:
-    """The lines down to the end of the one document, and where it begins."""
-    at, begin = skip_blank(lines, Spot(0, 0)), Spot(0, 0)
-    if at.column == 0 and lines[at.row][0] == "%":
-        raise yaml_error(at, "a directive is not supported", "remove it, or quote text that begins with %")
-    if at.column == 0 and lines[at.row][0] == "-" and MARK.match(lines[at.row]):
-        begin = Spot(at.row, 3)
-    # A mark ends the document wherever it begins a line, even within quotes.
-    first = begin.row + (begin.column > 0)
-    end = next((row for row in range(first, len(lines)) if MARK.match(lines[row])), len(lines))
-    at = Spot(end, 0 if end < len(lines) else -1)
-    while at.column >= 0:
-        if at.column > 0 or lines[at.row][0] != "." or not MARK.match(lines[at.row]):
-            raise yaml_error(at, "text after the end of the document", "keep one document")
-        at = skip_blank(lines, Spot(at.row, 3))
-    return lines[:end], begin
 
 
 def parse_yaml(text: str) -> Node:
     """The value of a text that is one YAML document (null when empty), or Unusable with line and column."""
-    lines, begin = cut_document(split_yaml_lines(text))
-    at = skip_in_block(lines, begin)
-    if at.column < 0:
-        return new_node(Spot(0, 0), None)
-    if at.row == begin.row and begin.column > 0:     # on the line of --- no list or map may begin
-        end, node = parse_leaf(lines, at, (-1,))
-        at = skip_after_value(lines, end)
-    else:
-        at, node = parse_block(lines, at, (-1,))
-    if at.column >= 0:
-        raise yaml_error(at, "text after the end of the value", "align it with the first line, or quote all")
+    text = frame_text(text)
+    begin = find_spot(text, HEAD.match(text).end())
+    at, mark = skip_in_block(text, begin), MARK.search(text, begin.index)
+    if mark and text[at.index] != "%":
+        raise yaml_error(find_spot(text, mark.start() + 1, begin), "a second document, or text behind ---",
+                         "keep one document, begin it on the line below ---, and leave out ...")
+    if text[at.index] == END:
+        return Node(None, "", 1, 1)
+    at, node = parse_block(text, at, (0,))
+    if text[at.index] != END:
+        raise yaml_error(at, "text after the end of the value",
+                         "align it with the first line, keep dashes and keys apart, put a colon after a key")
     return node
-
-
-def plain(node: Node) -> object:
-    """The value as plain Python, without places."""
-    if isinstance(node.value, list):
-        return [plain(item) for item in node.value]
-    if isinstance(node.value, dict):
-        return {key: plain(item) for key, item in node.value.items()}
-    return node.value
 
 
 # =============================================================================
@@ -1363,6 +1265,44 @@ def find_question(screen: Screen) -> str:
     return next((line for line in reversed(lines) if line.endswith("?")), "")
 
 
+def letters(text: str) -> str:
+    """`text` without all that a terminal, a composer or an agent may change of it: white space, signs,
+    frames, and how a letter and its accent are put together."""
+    if not text.isascii():
+        import unicodedata   # 1 ms
+        text = unicodedata.normalize("NFD", text)
+    return re.sub(r"[\W_]+", "", text)
+
+
+def read_composer(screen: Screen, submit: Submit) -> Optional[str]:
+    """What an agent's composer holds, with "…" before an end of it that is all it shows; None when there is
+    none on the screen. "" when it is empty: what it then shows has the cursor before it."""
+    text = "\n".join(line.rstrip() for line in screen.text.split("\n"))
+    found = re.search(submit.composer, text, re.MULTILINE)
+    if not found:
+        return None
+    held, before = (found.group(1) or "").strip(), text[:max(0, found.start(1))]
+    begin = (len(before) - before.rfind("\n") - 1, before.count("\n"))
+    is_ghost = screen.cursor == begin if screen.cursor[1] >= 0 else re.fullmatch(submit.ghost, held)
+    is_cut = re.search(submit.more, found.group(0), re.MULTILINE)
+    return "" if is_ghost else "…" + held if is_cut else held
+
+
+def holds_prompt(held: str, prompt: str, submit: Submit) -> bool:
+    """Whether a composer holds a prompt, or the part of it that fits into the box, or what stands for it."""
+    chip = re.fullmatch(submit.chip, held)
+    if chip:   # some count without the outer blank lines
+        sizes = {size for text in (prompt, prompt.strip())
+                 for size in (text.count("\n"), text.count("\n") + 1, len(text))}
+        return chip.group(1) is None or int(chip.group(1)) in sizes
+    if not letters(held) or "\u200d" in prompt:   # no letters, or signs that are drawn over their neighbours
+        return bool(held) and ("\u200d" in prompt or held.lstrip("…").split()[:1] == prompt.split()[:1])
+    shown, whole = letters(held), letters(prompt)
+    if held.startswith("…") or not submit.piece[0]:
+        return whole.endswith(shown) or whole.startswith(shown) and not submit.piece[0]
+    return shown == whole   # piece by piece, it may be on its way
+
+
 def judge_screen(screen: Screen, rules: tuple[Rule, ...], marks: dict[str, str]) -> Verdict:
     """The verdict of the first rule that matches, else `unknown`: a screen is never ready by default."""
     for rule in rules:
@@ -1385,7 +1325,7 @@ _ROW = re.compile(
     r"(?P<tick>✔ )?(?P<at>(?:(?P<number>\d+)\. +)?)"
     r"(?P<label>\S.*?)(?: ✔)?(?: {2,}.*)?[ │┃]*$"
 )
-_EDGE = re.compile(r"^ *(?:─|╹▀)")   # of an input box; dialogs end in a line of keys or in a frame's corner
+_EDGE = re.compile(r"^ *(?:─|╹▀)")   # of a composer; dialogs end in a line of keys or in a frame's corner
 
 
 def _is_neighbour(row: "re.Match[str]", other: "Optional[re.Match[str]]", step: int) -> bool:
@@ -1411,8 +1351,14 @@ def find_options(text: str) -> tuple[Option, ...]:
             elif not rows[here]["number"]:     # only numbered options may have other rows between them
                 break
     if len(found) < 2 or any(row and _EDGE.match(row.string) for row in rows[max(found) + 1:]):
-        return ()                              # one row is no list; above an input box it is somebody's prose
+        return ()                              # one row is no list; above a composer it is somebody's prose
     return tuple(Option(rows[i]["label"], i == marked[-1]) for i in sorted(found))
+
+
+def read_options(screen: Screen, digits: str) -> tuple[Option, ...]:
+    """The options of the question on a screen: of its list, or those that match the regex `digits`."""
+    labels = re.findall(digits, cut_region(screen, "bottom:20", {}), re.MULTILINE)
+    return find_options(screen.text) or tuple(Option(label, False) for label in labels)
 
 
 def plan_keys(options: tuple[Option, ...], choose: str) -> tuple[str, ...]:
@@ -1457,28 +1403,49 @@ def as_map(value: object) -> dict[str, Any]:
 CLAUDE_TOKENS = {"input_tokens": "input", "output_tokens": "output", "cache_read_input_tokens": "cached"}
 
 
+def next_turn(said: Said, prompt: str) -> Said:
+    """The turn after `said`, which a prompt has just begun."""
+    return Said("busy", turn=said.turn + 1, prompt=letters(prompt)[:400])
+
+
 def fold_claude_error(said: Said, line: dict[str, Any], text: str) -> Said:
     """An assistant line that the CLI made itself, from an API error (2.1.329: model "<synthetic>")."""
     kind, status = line.get("error"), line.get("apiErrorStatus")
-    if re.search(r"You['’]ve hit your .{1,40} limit|usage limit", text):
+    if re.search(r"You['’]ve hit your .{1,40} limit|(?<!not your )usage limit", text):
         return said._replace(state="limited", error=text)
     if kind == "authentication_failed" or status in (401, 403) or "Please run /login" in text:
         return said._replace(state="login", error=text)
     return said._replace(state="failed", error=text)
 
 
+# What a command of the CLI itself leaves behind; no model is asked.
+CLAUDE_ASIDE = re.compile(r"<(?:command-name|local-command-\w+|bash-stdout|bash-stderr)>")
+
+
+def fold_claude_user(said: Said, line: dict[str, Any], content: object) -> Said:
+    """A `user` line: a prompt, or what the CLI tells the model within a turn. A background shell that ended
+    wakes the agent: then its last turn goes on."""
+    text, origin = join_texts(content, "text"), as_map(line.get("origin")).get("kind")
+    blocks = content if isinstance(content, list) else []
+    if text.startswith("[Request interrupted by user"):
+        return said._replace(state="failed", error="the turn was interrupted")
+    if line.get("isCompactSummary") is True or CLAUDE_ASIDE.match(text):
+        return said
+    is_tool_result = any(as_map(block).get("type") == "tool_result" for block in blocks)
+    if is_tool_result or text.startswith("<task-notification>") or origin not in (None, "human"):
+        return said._replace(state="busy")
+    return next_turn(said, text)
+
+
 def fold_claude_line(said: Said, line: dict[str, Any]) -> Said:
-    """One line of Claude Code's transcript. A turn is over at its `turn_duration` line (2.1.197, 2.1.329)."""
+    """One line of Claude Code's transcript. A turn is over at its `turn_duration` line (2.1.197, 2.1.329). A
+    prompt queued while a tool runs joins the turn, one queued while the model thinks is its own turn."""
     if line.get("isSidechain") or line.get("isMeta") is True:
         return said
     kind, message = line.get("type"), as_map(line.get("message"))
     content = message.get("content")
-    if kind == "user" and join_texts(content, "text").startswith("[Request interrupted by user"):
-        return said._replace(state="failed", error="the turn was interrupted")
     if kind == "user":
-        blocks = content if isinstance(content, list) else []
-        is_tool_result = any(as_map(block).get("type") == "tool_result" for block in blocks)
-        return said._replace(state="busy") if is_tool_result else Said("busy")
+        return fold_claude_user(said, line, content)
     if kind == "system" and line.get("subtype") == "turn_duration":
         return said._replace(state="ready") if said.state == "busy" else said
     if kind != "assistant":
@@ -1490,6 +1457,7 @@ def fold_claude_line(said: Said, line: dict[str, Any]) -> Said:
                          tokens=count_tokens(message.get("usage"), CLAUDE_TOKENS) or said.tokens)
 
 
+GEMINI_TOKENS = {"input": "input", "output": "output", "cached": "cached"}
 CODEX_TOKENS = {"input_tokens": "input", "output_tokens": "output", "cached_input_tokens": "cached"}
 
 
@@ -1498,62 +1466,142 @@ def fold_codex_end(said: Said, payload: dict[str, Any]) -> Said:
     error = as_map(payload.get("error"))
     if not error:
         return said._replace(state="ready", text=str(payload.get("last_agent_message") or said.text))
-    limited = error.get("codex_error_info") == "usage_limit_exceeded"
     words = str(error.get("message") or "no reason given")
-    return said._replace(state="limited" if limited else "failed", error=words)
+    is_login = re.match(r"unexpected status 40[13]\b", words)
+    is_limit = error.get("codex_error_info") == "usage_limit_exceeded"
+    return said._replace(state="limited" if is_limit else "login" if is_login else "failed", error=words)
+
+
+def fold_codex_item(said: Said, item: dict[str, Any]) -> Said:
+    """A finished item: the first prompt since the last turn's end begins one, a later one steers it."""
+    if item.get("type") == "UserMessage" and said.state != "busy":
+        return next_turn(said, join_texts(item.get("content"), "text"))._replace(model=said.model)
+    if item.get("type") == "AgentMessage" and said.state == "busy":
+        return said._replace(text=join_texts(item.get("content"), "Text") or said.text)
+    return said
 
 
 def fold_codex_line(said: Said, line: dict[str, Any]) -> Said:
-    """One line of Codex's rollout (0.169.0): a turn lies between `task_started` and `task_complete`."""
+    """One line of Codex's rollout (0.169.0): a turn lies between its first UserMessage and `task_complete`.
+    /compact is a task without a UserMessage, and says nothing of a turn."""
     payload = as_map(line.get("payload"))
-    kind = payload.get("type")
+    kind, is_busy = payload.get("type"), said.state == "busy"
     if line.get("type") == "turn_context":
         return said._replace(model=str(payload.get("model") or ""))
-    if kind == "task_started":
-        return Said("busy", model=said.model)
-    if kind == "task_complete":
+    if kind == "task_started" and is_busy:   # its process ended in the middle, and was resumed
+        return said._replace(state="failed", error="the turn was cut off")
+    if kind == "task_complete" and is_busy:
         return fold_codex_end(said, payload)
-    if kind == "turn_aborted":
+    if kind == "turn_aborted" and is_busy:
         return said._replace(state="failed", error="the turn was %s" % payload.get("reason", "aborted"))
-    if kind == "item_completed" and as_map(payload.get("item")).get("type") == "AgentMessage":
-        return said._replace(text=join_texts(payload["item"].get("content"), "Text") or said.text)
-    if kind == "token_count":
-        usage = as_map(payload.get("info")).get("total_token_usage")
+    if kind == "item_completed":
+        return fold_codex_item(said, as_map(payload.get("item")))
+    if kind == "token_count" and is_busy:
+        usage = as_map(payload.get("info")).get("last_token_usage")
         return said._replace(tokens=count_tokens(usage, CODEX_TOKENS) or said.tokens)
     return said
 
 
 def fold_opencode_row(said: Said, row: dict[str, Any]) -> Said:
     """A message of OpenCode's database with the texts of its parts (1.18.33): {"data": {…}, "texts": […]}."""
-    data = as_map(row.get("data"))
-    if data.get("role") == "user":
-        return Said("busy")
-    if data.get("role") != "assistant":
+    data, found = as_map(row.get("data")), row.get("texts")
+    text = "\n".join(str(text) for text in found if text) if isinstance(found, list) else ""
+    if data.get("role") == "user":   # one without a text of a person's: /compact, or what follows it
+        return next_turn(said, text) if text else said
+    if data.get("role") != "assistant" or data.get("summary") is True:
         return said
     error, tokens = as_map(data.get("error")), as_map(data.get("tokens"))
-    said = said._replace(text="\n".join(text for text in row.get("texts") or [] if text) or said.text,
-                         model=str(data.get("modelID") or ""),
+    said = said._replace(text=text or said.text, model=str(data.get("modelID") or ""),
                          tokens=count_tokens(tokens, {"input": "input", "output": "output"}) or said.tokens)
     if error:
         words = str(as_map(error.get("data")).get("message") or error.get("name"))
-        state = "login" if error.get("name") == "ProviderAuthError" else "failed"
+        status = as_map(error.get("data")).get("statusCode")
+        is_login = error.get("name") == "ProviderAuthError" or status == 401
+        state = "login" if is_login else "failed"
         return said._replace(state=state, error=words)
     return said._replace(state="ready" if data.get("finish") == "stop" else "busy")
+
+
+def join_parts(content: object) -> str:
+    """The texts of Gemini's parts, which have no type; a plain text is its own only part."""
+    if isinstance(content, str):
+        return content
+    parts = map(as_map, content if isinstance(content, list) else [])
+    return "".join(part["text"] for part in parts
+                   if isinstance(part.get("text"), str) and not part.get("thought"))
+
+
+def fold_gemini_error(said: Said, words: str) -> Said:
+    """An error line: the request failed. The CLI may go on by itself when a tool ran before (0.61.0)."""
+    if re.search(r"exhausted your daily quota|exceeded your current quota|capacity on this model", words):
+        return said._replace(state="limited", error=words)
+    if re.search(r'"code":40[13]\b|UNAUTHENTICATED|API key not valid|API_KEY_INVALID', words):
+        return said._replace(state="login", error=words)
+    return said._replace(state="failed", error=words)
+
+
+def fold_gemini_line(said: Said, line: dict[str, Any]) -> Said:
+    """One line of Gemini's chat record (0.61.0). A message that calls a tool comes twice under one id, first
+    like a final answer and, when the tool has run, with `toolCalls`: only the screen tells the end of a turn.
+    """
+    kind, shown = line.get("type"), line.get("displayContent")   # what was typed for "@file"
+    text = join_parts(line.get("content") if shown is None else shown)
+    nudge = re.match(r"\[?System: (?:You|Potential loop) ", join_parts(line.get("content")))
+    if kind == "user" and nudge:                                 # the CLI asks once more
+        return said._replace(state="busy", error="")
+    is_again = said.state == "busy" and said.prompt == letters(text)[:400]   # after a question (0.61.0)
+    if kind == "user" and text:
+        return said._replace(state="busy") if is_again else next_turn(said, text)
+    if kind == "error":
+        return fold_gemini_error(said, text or "no reason given")
+    if kind == "info" and text == "Request cancelled.":          # what a tool left comes after it
+        return said._replace(state="failed", error="the turn was interrupted")
+    if said.state in ("failed", "limited", "login"):
+        return said
+    if kind == "user":                                           # a tool's result goes to the model
+        return said._replace(state="busy")
+    if "model" not in line:                                      # no reply of the model's
+        return said
+    return said._replace(state="busy" if line.get("toolCalls") else "unknown", text=text or said.text,
+                         model=str(line.get("model") or said.model),
+                         tokens=count_tokens(line.get("tokens"), GEMINI_TOKENS) or said.tokens)
 
 
 FORMATS: dict[str, Callable[[Said, dict[str, Any]], Said]] = {
     "claude-transcript": fold_claude_line,
     "codex-rollout":     fold_codex_line,
     "opencode-rows":     fold_opencode_row,
+    "gemini-chat":       fold_gemini_line,
 }
 
 
-def fold_record(said: Said, text: str, format: str) -> Said:
-    """`said` after the JSON lines in `text`; what is no JSON object is passed over."""
+def fold_record(turns: list[Said], text: str, format: str) -> list[Said]:
+    """The turns of a record after the JSON lines in `text`; what is no JSON object is passed over. The first
+    one stands for what the record holds before any turn."""
+    turns = turns or [Said()]
     for line in text.split("\n"):
         with contextlib.suppress(ValueError, RecursionError):
-            said = FORMATS[format](said, as_map(json.loads(line)))
-    return said
+            said = FORMATS[format](turns[-1], as_map(json.loads(line)))
+            turns[-1:] = [turns[-1], said] if said.turn > turns[-1].turn else [said]
+    return turns
+
+
+def find_turn(turns: list[Said], mark: str, base: int) -> Said:
+    """The first turn behind the first `base` ones that a prompt beginning with `mark` began: others may have
+    typed too. An empty one when there is none yet.
+
+    A prompt that comes while a tool runs may join our turn (opencode 1.18.33): then one answer is for both.
+    """
+    said, last = next((one for one in turns if one.turn > base and mark in one.prompt), Said()), turns[-1]
+    if said is last or said.state not in ("busy", "unknown") or not said.turn:
+        return said._replace(is_past=bool(said.turn) and said is not last)
+    if said.state == "unknown" and said.text:
+        return said._replace(state="ready", is_past=True)
+    if last.state in ("busy", "unknown"):
+        return said._replace(is_past=True)
+    if said.model:
+        return said._replace(state="ready", text=last.text or said.text, is_past=True)
+    return said._replace(state="failed", error="the turn was broken off by another prompt", is_past=True)
 
 
 # =============================================================================
@@ -1631,68 +1679,66 @@ def run_command(*argv: str, timeout_s: float = 10.0, stdin: str = "", env: Optio
 def find_program(name: str, folders: str, base: str) -> str:
     """A program's path: `name` itself when it has a slash (relative to `base`), else one in `folders`."""
     places = [base] if "/" in name else folders.split(os.pathsep)
-    for place in places:
-        path = os.path.abspath(os.path.join(place, name))
-        if os.path.isfile(path) and os.access(path, os.X_OK):
-            return path
-    return ""
+    paths = [os.path.abspath(os.path.join(place, name)) for place in places]
+    return next((path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)), "")
 
 
-# --- files -------------------------------------------------------------------
-
-def refuse_file(path: str, error: OSError) -> Unusable:
-    """The failure for a file that cannot be written."""
-    advice = {errno.ENOSPC: "free some space there", errno.EDQUOT: "free some space there",
-              errno.EROFS: "set XDG_STATE_HOME to a folder that can be written"}
-    return Unusable("%s: cannot be written: %s" % (path, (error.strerror or str(error)).lower()),
-                    advice.get(error.errno or 0, "make it yours, or set XDG_STATE_HOME to a folder that is"))
+@contextlib.contextmanager
+def using_file(path: str, done: str = "written", fix: str = "") -> Iterator[None]:
+    """An `OSError` in here becomes `Unusable`: the file cannot be written, or read. `fix` is the advice."""
+    try:
+        yield
+    except OSError as error:
+        advice = {errno.ENOSPC: "free some space there", errno.EDQUOT: "free some space there",
+                  errno.EROFS: "set XDG_STATE_HOME to a folder that can be written"}
+        otherwise = "make it yours, or set XDG_STATE_HOME to a folder that is"
+        raise Unusable("%s: cannot be %s: %s" % (path, done, (error.strerror or str(error)).lower()),
+                       fix or advice.get(error.errno or 0, otherwise)) from error
 
 
 def make_folder(path: str) -> None:
     """Makes a folder that only we can enter, and those above it. No harm when it is there."""
-    try:
+    with using_file(path):
         os.makedirs(path, mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise refuse_file(path, error) from error
+
+
+def remove_file(path: str) -> None:
+    """Removes a file. No harm when it is not there."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def write_file(path: str, text: str, mode: int = 0o600) -> None:
     """Writes a file whole or not at all: to a temporary name, then renamed."""
     temporary = "%s.%d.tmp" % (path, os.getpid())
-    try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.encode("utf-8", "surrogateescape"))
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise refuse_file(path, error) from error
+    with using_file(path):
+        try:
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+            with os.fdopen(handle, "wb") as file:
+                file.write(text.encode("utf-8", "surrogateescape"))
+            os.replace(temporary, path)
+        except OSError:
+            remove_file(temporary)
+            raise
 
 
 def append_line(path: str, line: str) -> None:
     """Adds one line to a file, in one write, so that two writers do not mix."""
-    try:
+    with using_file(path):
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            os.write(handle, line.encode("utf-8", "replace") + b"\n")
-        finally:
-            os.close(handle)
-    except OSError as error:
-        raise refuse_file(path, error) from error
+        with os.fdopen(handle, "wb", buffering=0) as file:
+            file.write(line.encode("utf-8", "replace") + b"\n")
 
 
 def read_bytes(path: str, start: int = 0) -> Optional[bytes]:
     """A file from byte `start` on; None when it is not there, not readable, or a pipe, say."""
-    try:
+    with contextlib.suppress(OSError):
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         with os.fdopen(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                return None
-            file.seek(start)
-            return file.read()
-    except OSError:
-        return None
+            if stat.S_ISREG(os.fstat(handle).st_mode):
+                file.seek(start)
+                return file.read()
+    return None
 
 
 def read_file(path: str) -> Optional[str]:
@@ -1705,30 +1751,30 @@ def query_database(path: str, query: str, parameters: dict[str, Any]) -> list[st
     """The first column of each row of an SQLite query; none when the database cannot be read now."""
     import sqlite3  # 5 ms, and only for agents that keep a database
     quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-    try:
-        address = "file:%s?mode=ro" % quoted
+    address = "file:%s?mode=ro" % quoted
+    with contextlib.suppress(sqlite3.Error):   # locked, or another version's tables: then the screen tells
         with contextlib.closing(sqlite3.connect(address, uri=True, timeout=1.0)) as database:
             return [str(row[0]) for row in database.execute(query, parameters)]
-    except sqlite3.Error:   # locked, or another version's tables: the screen is read instead
-        return []
+    return []
+
+
+def read_stat(path: Union[str, int]) -> Optional[os.stat_result]:
+    """What the system says of a file, or of what a file descriptor stands for; None when there is none."""
+    with contextlib.suppress(OSError):
+        return os.stat(path)
+    return None
 
 
 def file_stamp(path: str) -> tuple[int, float]:
     """Bytes and time of the last change: differs when a file was written to. (-1, 0.0) when there is none."""
-    try:
-        facts = os.stat(path)
-    except OSError:
-        return -1, 0.0
-    return facts.st_size, facts.st_mtime
+    facts = read_stat(path)
+    return (facts.st_size, facts.st_mtime) if facts else (-1, 0.0)
 
 
 def was_renamed(path: str) -> bool:
     """Whether a file was surely renamed since it was last written to: that changes its ctime only."""
-    try:
-        facts = os.stat(path)
-    except OSError:
-        return False
-    return facts.st_ctime_ns > facts.st_mtime_ns
+    facts = read_stat(path)
+    return facts is not None and facts.st_ctime_ns > facts.st_mtime_ns
 
 
 def file_size(path: str) -> int:
@@ -1739,23 +1785,17 @@ def file_size(path: str) -> int:
 @contextlib.contextmanager
 def hold_lock(path: str) -> Iterator[None]:
     """Holds a lock that the system takes back when we die. Waits for whoever has it."""
-    try:
+    with using_file(path):
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise refuse_file(path, error) from error
-    try:
+    with os.fdopen(handle, "rb"):
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(handle)
 
 
 def make_pipe(path: str) -> None:
     """Makes a named pipe that only we can use."""
-    try:
+    with using_file(path):
         os.mkfifo(path, 0o600)
-    except OSError as error:
-        raise refuse_file(path, error) from error
 
 
 def feed_pipe(path: str, text: str, deadline_s: float) -> bool:
@@ -1770,19 +1810,21 @@ def feed_pipe(path: str, text: str, deadline_s: float) -> bool:
                 return True
         return False
     finally:
-        with contextlib.suppress(FileNotFoundError):   # the run's folder was removed meanwhile
-            os.unlink(path)
+        remove_file(path)   # it is not there when the run's folder was removed meanwhile
 
-
-# --- processes ---------------------------------------------------------------
 
 def name_machine() -> str:
     """Where a pid means something: this boot and this pid namespace, as far as the system tells."""
     boot = (read_file("/proc/sys/kernel/random/boot_id") or "").strip()
-    try:
+    with contextlib.suppress(OSError):
         return "%s %s" % (boot, os.readlink("/proc/self/ns/pid"))
-    except OSError:
-        return os.uname().nodename
+    return os.uname().nodename
+
+
+def new_uuid() -> str:
+    """A random UUID, version 4. (The module of that name costs 3 ms.)"""
+    digits = os.urandom(16).hex()
+    return "-".join((digits[:8], digits[8:12], "4" + digits[13:16], "8" + digits[17:20], digits[20:]))
 
 
 def parse_stat(line: str) -> Optional[ProcessRow]:
@@ -1814,20 +1856,17 @@ def read_process_rows() -> list[ProcessRow]:
 
 def read_process(pid: int) -> Optional[Process]:
     """The process that has this pid now; None when there is none."""
-    if os.path.isdir("/proc/self"):
-        row = parse_stat(read_file("/proc/%d/stat" % pid) or "")
-        return row.process if row else None
-    return next((row.process for row in read_process_rows() if row.process.pid == pid), None)
+    has_proc = os.path.isdir("/proc/self")
+    rows = [parse_stat(read_file("/proc/%d/stat" % pid) or "")] if has_proc else read_process_rows()
+    return next((row.process for row in rows if row and row.process.pid == pid), None)
 
 
 def has_process(pid: int) -> bool:
     """Whether any process has this pid: cheaper than is_alive, and enough to see one end."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return error.errno == errno.EPERM
     return pid > 0
 
 
@@ -1856,23 +1895,25 @@ def find_tree(root: Process, assignment: str) -> list[Process]:
     rows = read_process_rows()
     family = {root.pid} if any(row.process == root for row in rows) else set()
     family |= {row.process.pid for row in rows if row.session in family}
-    grown = True
-    while grown:
+    more = family
+    while more:
         more = {row.process.pid for row in rows if row.parent in family} - family
-        family, grown = family | more, bool(more)
+        family = family | more
     return [row.process for row in rows if row.process.pid != os.getpid() and (
         row.process.pid in family
         or not is_older(row.process, root) and holds_variable(row.process.pid, assignment))]
 
 
 def has_open(process: Process, path: str) -> bool:
-    """Whether a process has a file open; False where the system does not tell."""
-    folder = "/proc/%d/fd" % process.pid
+    """Whether a process has a file open for writing; False where the system does not tell."""
+    folder = "/proc/%d/" % process.pid
     with contextlib.suppress(OSError):   # it has ended, or is not ours
-        for name in os.listdir(folder):
+        for name in os.listdir(folder + "fd"):
             with contextlib.suppress(OSError):
-                if os.readlink(os.path.join(folder, name)) == path:
-                    return True
+                if os.readlink(folder + "fd/" + name) == path:
+                    flags = re.search(r"flags:\s*([0-7]+)", read_file(folder + "fdinfo/" + name) or "")
+                    if flags and int(flags.group(1), 8) & os.O_ACCMODE != os.O_RDONLY:
+                        return True
     return False
 
 
@@ -1889,43 +1930,34 @@ def end_processes(find: Callable[[], list[Process]], grace_s: float = 2.0) -> li
     `find` is asked again each time, since a process can start another one while it is ended.
     """
     left = find()
-    steps = ((signal.SIGTERM, grace_s), (signal.SIGKILL, grace_s), (signal.SIGKILL, grace_s))
-    for number, patience_s in steps:
+    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
         for process in left:
             signal_process(process, number)
-        for _ in until(patience_s if left else 0.0, shortest_s=0.001):
+        for _ in until(grace_s, shortest_s=0.001):
             if not any(is_alive(process) for process in left):
                 break
         left = find()
         if not left:
-            return []
+            break
     return left
 
 
 @contextlib.contextmanager
-def watch_death(pid: int) -> Iterator[Optional[int]]:
-    """A file descriptor that becomes readable when a process ends; None where the system has none."""
-    opener = getattr(os, "pidfd_open", None)
-    handle = None
-    if opener and pid > 0:
-        with contextlib.suppress(OSError):   # already dead, old kernel, sandbox: the slow look finds it too
-            handle = opener(pid)
-    try:
-        yield handle
-    finally:
-        if handle is not None:
-            os.close(handle)
-
-
-def pause_for(handles: Iterable[Optional[int]]) -> Callable[[float], object]:
-    """A pause that ends early when one of the file descriptors becomes readable; each one does so once."""
-    watched = {handle for handle in handles if handle is not None}
+def watch_death(pid: int) -> Iterator[Callable[[float], None]]:
+    """A pause that a process cuts short, once, when it ends; where the system cannot tell, a plain one."""
+    watched = []
+    with contextlib.suppress(OSError, AttributeError):   # dead, old kernel, sandbox, or not Linux: the slow
+        watched.append(os.pidfd_open(pid))               # look finds it too
 
     def pause(pause_s: float) -> None:
-        fired = select.select(watched, [], [], pause_s)[0]
-        watched.difference_update(fired)
+        if select.select(watched, [], [], pause_s)[0]:
+            os.close(watched.pop())
 
-    return pause
+    try:
+        yield pause
+    finally:
+        for handle in watched:
+            os.close(handle)
 
 
 # =============================================================================
@@ -1956,11 +1988,8 @@ class ServerGone(Failure):
 
 def socket_identity(path: str) -> Optional[list[int]]:
     """Tells a server's socket from one that another makes at the same path later; None without a file."""
-    try:
-        facts = os.stat(path)
-    except OSError:
-        return None
-    return [facts.st_ino, facts.st_mtime_ns]   # not the ctime: tmux changes the mode when a client comes
+    facts = read_stat(path)   # not its ctime: tmux changes the mode when a client comes
+    return [facts.st_ino, facts.st_mtime_ns] if facts else None
 
 
 def socket_path(name: str, folder: str) -> str:
@@ -1989,12 +2018,12 @@ def check_tmux() -> tuple[int, int]:
 def explain_tmux(ran: Ran, doing: str) -> Failure:
     """The failure for a tmux command that did not work."""
     words = ran.err.strip().splitlines()[0] if ran.err.strip() else "exit status %d" % ran.status
-    if "not permitted" in words.lower() or "permission denied" in words.lower():
-        return Unusable("tmux: %s: %s" % (doing, words),
-                        "allow this sandbox to use tmux, or run outside of it")
-    if "too long" in words.lower():
-        return Unusable("tmux: %s: %s" % (doing, words), "set TMUX_TMPDIR to a folder with a short path")
-    return Failure("tmux: %s: %s" % (doing, words), "run it again with -v to see the tmux commands")
+    what, lower = "tmux: %s: %s" % (doing, words), words.lower()
+    if "not permitted" in lower or "permission denied" in lower:
+        return Unusable(what, "allow this sandbox to use tmux, or run outside of it")
+    if "too long" in lower:
+        return Unusable(what, "set TMUX_TMPDIR to a folder with a short path")
+    return Failure(what, "run it again with -v to see the tmux commands")
 
 
 class TmuxServer:
@@ -2031,8 +2060,7 @@ class TmuxServer:
         return self._read_facts(ran, "starting a session")
 
     def split(self, beside: str, direction: str, argv: tuple[str, ...], assignment: str) -> PaneFacts:
-        """Opens a pane that runs `argv` beside another one, and leaves the focus where it is. `assignment` is
-        set in its environment."""
+        """Opens a pane that runs `argv`, `assignment` set, beside another; the focus stays where it is."""
         ran = self.run("split-window", "-d", direction, "-P", "-F", PANE_FACTS, "-e", assignment,
                        "-t", beside, *argv)   # no -c: tmux would obey what a folder's name holds
         return self._read_facts(ran, "opening a pane")
@@ -2058,9 +2086,20 @@ class TmuxServer:
         self.run("if-shell", "-F", "-t", pane, "#{pane_in_mode}", "send-keys -t %s -X cancel" % pane, ";",
                  "send-keys", "-t", pane, *keys)
 
+    def paste(self, pane: str, text: str) -> None:
+        """Pastes a text into a pane, unless its program has ended: that kills the server (tmux 3.3a). The
+        program sees where the paste begins and ends (-p), and its line ends as they are (-r)."""
+        name = "selftalk-%d" % os.getpid()
+        ran = self.run("load-buffer", "-b", name, "-", ";",
+                       "if-shell", "-F", "-t", pane, "#{pane_dead}", "delete-buffer -b %s" % name,
+                       "paste-buffer -p -r -d -b %s -t %s" % (name, pane), stdin=text)
+        if ran.status:   # the pane is not there; the prompt must not stay
+            self.run("delete-buffer", "-b", name)
+
     def kill_pane(self, pane: str) -> None:
         """Removes a pane."""
         self.run("kill-pane", "-t", pane)
+
 
 class ControlClient:
     """One `tmux -C` client: asks a server questions without starting a process for each."""
@@ -2124,17 +2163,16 @@ class ControlClient:
 
     def _read_block(self, deadline: float) -> str:
         """What stands between %begin and its own %end; notifications in between blocks are passed over."""
-        line = self._read_line(deadline)
+        line, lines = b"", []
         while not line.startswith(b"%begin "):
             line = self._read_line(deadline)
-        stamp, lines = line[len(b"%begin"):], []
-        while True:
+        stamp = line[len(b"%begin"):]
+        while line not in (b"%end" + stamp, b"%error" + stamp):
             line = self._read_line(deadline)
-            if line == b"%end" + stamp:
-                return decode(b"\n".join(lines))
-            if line == b"%error" + stamp:
-                raise ServerGone("tmux: %s" % decode(b" ".join(lines)))
             lines.append(line)
+        if lines.pop().startswith(b"%error"):
+            raise ServerGone("tmux: %s" % decode(b" ".join(lines)))
+        return decode(b"\n".join(lines))
 
 
 # =============================================================================
@@ -2144,9 +2182,10 @@ class ControlClient:
 # process of the same user can go on where another one was killed. It keeps what other rooms
 # write down of sockets and panes, and asks nothing of them.
 
-RUN_FORMAT = 1   # of run.json; a copy of another version names what it cannot read and leaves it alone
-START_FACTS = ("id", "state", "outcome", "profile", "agent", "workspace", "keep", "max_time_s", "stall_s",
-               "tmux", "started_at", "caller", "machine", "record_home")   # from the start on
+RUN_FORMAT = 2   # of run.json; a copy of another version names what it cannot read and leaves it alone
+START_FACTS = ("id", "state", "outcome", "profile", "agent", "form", "workspace", "keep", "turn", "asked_at",
+               "max_time_s", "stall_s", "tmux", "started_at", "caller", "machine", "record_home",
+               "session_id", "extra_args", "depth")   # from the start on
 PLACE_FACTS = ("place", "socket", "socket_identity", "session", "pane", "launcher",
                "server")   # once there is a worker
 RUN_VARIABLE = "SELFTALK_RUN"       # the folder of the run a process belongs to
@@ -2169,11 +2208,10 @@ def read_run_facts(folder: str) -> dict[str, Any]:
         raise Unusable("%s: no readable run.json" % folder, "look into the folder") from error
     if not isinstance(facts, dict) or facts.get("format") != RUN_FORMAT:
         raise Unusable("%s: written by another version of selftalk" % folder, "use that version for it")
-    needed = START_FACTS + (PLACE_FACTS if facts.get("state") == "running" else ())
-    missing = [fact for fact in needed if fact not in facts]
-    if missing:
-        raise Unusable("%s: run.json lacks `%s`" % (folder, missing[0]), "look into the folder")
-    if facts["agent"] not in AGENTS:
+    for fact in START_FACTS + (PLACE_FACTS if facts.get("state") == "running" else ()):
+        if fact not in facts:
+            raise Unusable("%s: run.json lacks `%s`" % (folder, fact), "look into the folder")
+    if not isinstance(facts["turn"], int) or str(facts["agent"]) not in AGENTS:
         raise Unusable("%s: agent `%s` is not known here" % (folder, facts["agent"]), "use a newer selftalk")
     return facts
 
@@ -2181,12 +2219,10 @@ def read_run_facts(folder: str) -> dict[str, Any]:
 class Run:
     """One run: its folder, and what run.json says."""
 
-    def __init__(self, folder: str, facts: dict[str, Any]) -> None:
-        self.folder, self.facts = folder, facts
-
-    @property
-    def id(self) -> int:
-        return int(os.path.basename(self.folder))
+    def __init__(self, folder: str, facts: dict[str, Any], stamp: tuple[int, float] = (-1, 0.0)) -> None:
+        self.folder, self.facts, self.id = folder, facts, int(os.path.basename(folder))
+        self.stamp = stamp                             # of run.json, taken before it was read
+        self.mark = "%s=%s" % (RUN_VARIABLE, folder)   # in the environment of each process of this run
 
     @property
     def is_over(self) -> bool:
@@ -2208,11 +2244,6 @@ class Run:
             where = "another machine, container or boot"
             raise Unusable("run %d: belongs to %s" % (self.id, where), "call from there")
 
-    @property
-    def mark(self) -> str:
-        """The environment assignment that every process of this run was started with."""
-        return "%s=%s" % (RUN_VARIABLE, self.folder)
-
     def path(self, name: str) -> str:
         """The path of one of its files."""
         return os.path.join(self.folder, name)
@@ -2221,7 +2252,7 @@ class Run:
         """Changes facts, on disk first."""
         changed = dict(self.facts, **facts)
         write_file(self.path("run.json"), json.dumps(changed, indent=1) + "\n")
-        self.facts = changed
+        self.facts, self.stamp = changed, file_stamp(self.path("run.json"))
 
     def log(self, event: str, **facts: Any) -> None:
         """Adds an event to events.jsonl."""
@@ -2230,24 +2261,25 @@ class Run:
 
     def reload(self) -> None:
         """Reads run.json again: somebody else may have ended the run."""
+        self.stamp = file_stamp(self.path("run.json"))
         self.facts = read_run_facts(self.folder)
 
-    def locked(self) -> "contextlib.AbstractContextManager[None]":
-        """Held by whoever ends the run, so that it is ended once."""
-        return hold_lock(self.path("lock"))
+    def locked(self, name: str = "lock") -> "contextlib.AbstractContextManager[None]":
+        """Held by whoever ends the run, so that it is ended once; "typing" by whoever types into it."""
+        return hold_lock(self.path(name))
 
 
 def read_run(folder: str) -> Run:
     """The run in a folder. `Unusable` when there is none that this copy can read."""
-    return Run(folder, read_run_facts(folder))
+    stamp = file_stamp(os.path.join(folder, "run.json"))
+    return Run(folder, read_run_facts(folder), stamp)
 
 
 def list_numbers(folder: str) -> list[int]:
     """The entries of a folder that are numbers, in order; none when there is no folder."""
-    try:
+    with contextlib.suppress(OSError):
         return sorted(int(name) for name in os.listdir(folder) if str(as_number(name)) == name)
-    except OSError:
-        return []
+    return []
 
 
 def claim_folder(state: str) -> str:
@@ -2255,16 +2287,11 @@ def claim_folder(state: str) -> str:
     runs = os.path.join(state, "runs")
     make_folder(runs)
     make_folder(os.path.join(state, "open"))
-    number = max(list_numbers(runs), default=0) + 1
-    while True:
+    for number in itertools.count(max(list_numbers(runs), default=0) + 1):
         folder = os.path.join(runs, str(number))
-        try:
+        with using_file(folder), contextlib.suppress(FileExistsError):
             os.mkdir(folder, 0o700)
             return folder
-        except FileExistsError:
-            number += 1
-        except OSError as error:
-            raise refuse_file(folder, error) from error
 
 
 def open_mark(run: Run) -> str:
@@ -2274,42 +2301,31 @@ def open_mark(run: Run) -> str:
 
 def remove_folder(folder: str) -> None:
     """Removes a folder of ours with all that is in it; what cannot be removed stays. No link is followed."""
-    if os.path.islink(folder) or not os.path.isdir(folder):
-        return
-    for name in os.listdir(folder):
-        path = os.path.join(folder, name)
-        if os.path.isdir(path) and not os.path.islink(path):
-            remove_folder(path)
-            continue
-        with contextlib.suppress(OSError):   # disk trouble brought us here; the first error is reported
-            os.unlink(path)
-    with contextlib.suppress(OSError):
-        os.rmdir(folder)
+    import shutil   # 4 ms, and only after a start that failed
+    shutil.rmtree(folder, ignore_errors=True)   # disk trouble brought us here; the first error is reported
 
 
 def new_run(state: str, facts: dict[str, Any]) -> Run:
     """Makes a run in state "starting"."""
-    folder = claim_folder(state)
-    run = Run(folder, {})
+    run = Run(claim_folder(state), {})
     try:
         make_folder(run.path("turns"))
         run.update(format=RUN_FORMAT, id=run.id, version=VERSION, state="starting", outcome=None, **facts)
         write_file(run.path("lock"), "")   # made now: on a full disk a run can still be ended
         write_file(open_mark(run), "")
     except BaseException:
-        remove_folder(folder)
+        remove_folder(run.folder)
         raise
     return run
 
 
 def find_run(state: str, word: str) -> Run:
     """The run with that id, or the newest one for "last"."""
-    numbers = list_numbers(os.path.join(state, "runs"))
-    if word == "last" and numbers:
-        return read_run(os.path.join(state, "runs", str(numbers[-1])))
-    if as_number(word) in numbers and word == str(as_number(word)):
-        return read_run(os.path.join(state, "runs", word))
-    raise Unusable("run `%s` does not exist" % word, own_command("list"))
+    ids = [str(number) for number in list_numbers(os.path.join(state, "runs"))]
+    id = ids[-1] if ids and word == "last" else word
+    if id not in ids:
+        raise Unusable("run `%s` does not exist" % word, own_command("list"))
+    return read_run(os.path.join(state, "runs", id))
 
 
 def read_runs(state: str, kind: str, tell: Tell) -> list[Run]:
@@ -2327,13 +2343,46 @@ def read_runs(state: str, kind: str, tell: Tell) -> list[Run]:
 def close_run(run: Run, **facts: Any) -> None:
     """Marks a run as over."""
     run.update(state="over", **facts)
-    with contextlib.suppress(FileNotFoundError):   # `stop` was faster
-        os.unlink(open_mark(run))
+    remove_file(open_mark(run))   # it is not there when `stop` was faster
 
 
-def process_fact(process: Optional[Process]) -> Optional[list[Any]]:
-    """A process as run.json holds it."""
-    return list(process) if process else None
+class Turn(NamedTuple):
+    """The turn a run is in: how to know it in the agent's record, and how far its prompt has come."""
+
+    mark: str = ""              # the first letters of what was sent
+    base: int = 0               # turns that the record held before
+    delivery: str = "taken"     # waiting, pasted, entered, taken; a prompt given at launch is taken
+
+
+def read_turn(run: Run) -> dict[str, Any]:
+    """What turns/N.json says of the latest turn; {} before it is written, or when a full disk has cut it."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return as_map(json.loads(read_file(run.path("turns/%d.json" % run.facts["turn"])) or "{}"))
+    return {}
+
+
+def write_turn(run: Run, **facts: Any) -> None:
+    """Writes turns/N.json of the latest turn, over what it held."""
+    text = json.dumps({**read_turn(run), "turn": run.facts["turn"], **facts}, indent=1)
+    write_file(run.path("turns/%d.json" % run.facts["turn"]), text + "\n")
+
+
+def of_turn(run: Run, number: int) -> Run:
+    """A run as it was in a turn, or in the one before its latest (-1): others may have begun the next one."""
+    return Run(run.folder, {**run.facts, "turn": number if number >= 0 else run.facts["turn"] - 1})
+
+
+def current_turn(run: Run) -> Turn:
+    """The turn a run is in."""
+    facts = read_turn(run)
+    if run.facts["turn"] > 1 and "delivery" not in facts:   # else an earlier turn's answer would do
+        raise Unusable("%s: cannot be read" % run.path("turns/%d.json" % run.facts["turn"]), "stop the run")
+    return Turn(**{name: facts[name] for name in Turn._fields if name in facts})
+
+
+def was_task(run: Run) -> bool:
+    """Whether the turn's prompt asked for a done.md."""
+    return run.facts["form"] == "task" and run.facts["turn"] == 1
 
 
 def fact_process(fact: Any) -> Process:
@@ -2349,10 +2398,9 @@ def fact_process(fact: Any) -> Process:
 
 def resolve_workspace(folder: str) -> str:
     """The real path of a folder that can be entered: agents remember trust by real path."""
-    try:
+    path = ""
+    with contextlib.suppress(OSError):   # "." in a folder that was removed
         path = os.path.realpath(os.path.expanduser(folder))
-    except OSError as error:   # "." in a folder that was removed
-        raise Unusable("%s: no such folder" % folder, "name a folder that exists") from error
     if not os.path.isdir(path):
         raise Unusable("%s: no such folder" % folder, "name a folder that exists")
     if not os.access(path, os.R_OK | os.X_OK):
@@ -2360,15 +2408,32 @@ def resolve_workspace(folder: str) -> str:
     return path
 
 
+def make_scratch(path: str) -> str:
+    """The neutral folder that talks work in. `Unusable` when anyone else could put files into it."""
+    with using_file(path):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        facts = os.lstat(path)
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o022:
+        raise Unusable("%s: is not a folder that only you can write to" % path,
+                       "remove it, or name another workspace: --here or --cwd DIR")
+    return os.path.realpath(path)
+
+
 # =============================================================================
 # 11. Panes
 # =============================================================================
-# An agent in tmux: start it, look at it, answer its dialogs, end it.
+# An agent in tmux: start it, look at it, answer its dialogs, type into it, end it.
 
 ARGUMENT_LIMIT_BYTES = 120_000   # Linux takes 131,072 in one argument; a longer prompt is given as a file
 FIRST_LOOK_S = 0.25              # looks at screen and record: the first one, and how far apart they get
 LONGEST_LOOK_S = 1.0
 QUIT_PATIENCE_S = 3.0            # claude, codex and opencode went within 2 s of their quit keys
+COMPOSER_PATIENCE_S = 10.0       # for a person to finish what stands in it
+PASTE_PATIENCE_S = 10.0          # gemini needs 3.4 s for 20 KB in one line
+ENTER_PATIENCE_S = 3.0
+KEY_GAP_S = 0.2                  # two Escapes within 30 ms are one key (opencode 1.18.33, gemini 0.61.0)
+MARK_LETTERS = 60                # of a prompt, to know it again in the agent's record
 DROPPED_VARIABLES = ("TMUX", "TMUX_PANE", "COLUMNS", "LINES")
 SHELL_VARIABLES = ("TERM", "TERM_PROGRAM", "PWD", "SHLVL", "_", "UID", "EUID", "PPID", "SHELLOPTS",
                    "BASHOPTS", "BASH_VERSINFO")   # a pane's own, and those that a shell refuses to set
@@ -2390,8 +2455,7 @@ LAUNCHER = """#!/bin/sh
 # Starts the agent in its workspace and writes its exit status to `exit`. Can be run again: sh launch.sh
 # No variables here: a worker would inherit them under the names of its own.
 trap : HUP INT TERM     # the status is written also when the terminal goes away
-prompt() {{ {prompt}; }}
-{receive}unset {dropped}   # else a tmux command of the agent reaches the server it lives in
+{prompt}{receive}unset {dropped}   # else a tmux command of the agent reaches the server it lives in
 {needed}cd {workspace} &&
 {command}
 set -- $?
@@ -2405,9 +2469,11 @@ class Launch(NamedTuple):
 
     profile: Profile
     workspace: str
-    prompt: str            # as given, without instructions
+    prompt: str            # given at launch, without instructions; "" when it is typed later
     env: dict[str, str]    # the worker's environment
     program: str           # the path of the agent's binary
+    session: str = ""      # the agent's own name for what it remembers of the run; "" when it chooses
+    resume: tuple[str, ...] = ()   # args that take up that session
 
 
 class Sight(NamedTuple):
@@ -2418,10 +2484,10 @@ class Sight(NamedTuple):
     screen: Screen = Screen("")
     verdict: Verdict = UNKNOWN
     said: Said = Said()
+    is_recorded: bool = False           # there is a record, so a turn that it does not know is none
+    options: tuple[Option, ...] = ()    # of the question that is open
     done: Optional[str] = None          # the text of done.md
 
-
-# --- starting ----------------------------------------------------------------
 
 def note_place(run: Run, **facts: Any) -> None:
     """Writes down where a run is being started. `Failure` when it was stopped meanwhile."""
@@ -2472,60 +2538,94 @@ def fill_holes(words: Iterable[str], holes: dict[str, str]) -> tuple[str, ...]:
     return tuple(pattern.sub(lambda found: holes[found.group(0)[1:-1]], word) for word in words)
 
 
-def added_args(profile: Profile, workspace: str) -> tuple[str, ...]:
-    """The row's own args, less those that the profile decides itself."""
+def added_args(profile: Profile, workspace: str, session: str = "{session}",
+               resume: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The row's own args, less those that the profile or a resume decides itself."""
+    given = profile.args + resume
     words = tuple(word for sign, words in profile.agent.start.added for word in words
-                  if not any(re.match(sign, arg) for arg in profile.args))
+                  if not any(re.match(sign, arg) for arg in given))
     quoted = json.dumps(workspace, ensure_ascii=False)   # TOML knows no surrogate pairs
-    return fill_holes(words, {"workspace": workspace, "workspace_json": quoted})
+    return fill_holes(words, {"workspace_json": quoted, "session": session})
 
 
-def agent_args(profile: Profile, workspace: str, folder: str) -> tuple[str, ...]:
+def agent_args(launch: Launch, folder: str) -> tuple[str, ...]:
     """What stands between the agent's binary and the prompt."""
-    prompt_file = os.path.join(folder, "prompt.md")
-    return added_args(profile, workspace) + fill_holes(profile.args, {"prompt_file": prompt_file})
+    ours = added_args(launch.profile, launch.workspace, launch.session, launch.resume)
+    given = fill_holes(launch.profile.args, {"prompt_file": os.path.join(folder, "prompt.md")})
+    return ours + given + launch.resume
 
 
-def prompt_words(profile: Profile, folder: str) -> str:
+def prompt_words(launch: Launch, folder: str) -> str:
     """How the launcher's command line gives the prompt, in shell."""
-    if profile.prompt == "stdin":
-        return " < %s/prompt.md" % shlex.quote(folder)
-    if profile.prompt == "prompt-file-arg":
+    if not launch.prompt or launch.profile.prompt == "prompt-file-arg":
         return ""
-    words = profile.agent.start.prompt
+    if launch.profile.prompt == "stdin":
+        return " < %s/prompt.md" % shlex.quote(folder)
+    words = launch.profile.agent.start.prompt
     return "".join(' "$(prompt)"' if word == "{prompt}" else " " + shlex.quote(word) for word in words)
 
 
-def is_command(prompt: str, start: Start) -> bool:
-    """Whether an agent would take a prompt for a command of its own."""
-    return prompt.lstrip()[:1] in tuple(start.commands)
+def is_command(prompt: str, signs: str) -> bool:
+    """Whether an agent would take a prompt for a command of its own: one that begins with one of `signs`."""
+    return prompt.lstrip()[:1] in tuple(signs)
 
 
 def run_prompt(run: Run, prompt: str, start: Start) -> str:
     """The prompt of a task as it is sent: with the instructions for done.md."""
-    lead = start.lead if is_command(prompt, start) else ""
+    lead = start.lead if is_command(prompt, start.commands) else ""
     return lead + DONE_FILE_PROMPT.replace("{folder}", run.folder).replace("{prompt}", prompt.rstrip("\n"), 1)
 
 
-def goes_by_file(text: str, start: Start) -> bool:
-    """Whether a prompt cannot be an argument: too long for one, or a command whatever stands before it."""
+def cut_pieces(text: str, piece: tuple[int, int, int]) -> list[str]:
+    """A prompt as it is pasted: whole, or in pieces of so many lines and letters that they stay text."""
+    limit, lines, size = piece
+    if not text or len(text) > limit:
+        return [text]
+    rows = text.split("\n")
+    parts = ["\n".join(rows[at:at + lines]) + "\n" for at in range(0, len(rows), lines)]
+    parts[-1] = parts[-1][:-1]
+    return [part[at:at + size] for part in parts for at in range(0, len(part), size)]
+
+
+def typed_prompt(run: Run, prompt: str, submit: Submit) -> str:
+    """What is typed for a prompt: itself without what a terminal or the agent would obey, or a word about the
+    file it lies in."""
+    text = clean_text(prompt).strip("\n")
+    if len(text.encode()) > submit.limit_bytes or re.match(submit.by_file, text):
+        return POINTER_PROMPT.format(folder=run.folder)
+    tail = next((tail for sign, tail in submit.tail if re.search(sign, text)), "")
+    return " " * is_command(text, submit.commands) + text + tail
+
+
+def sent_prompt(run: Run, launch: Launch) -> str:
+    """What the launcher gives the agent: the prompt with its instructions, or a word about their file when it
+    cannot be an argument: too long for one, or a command whatever stands before it."""
+    start = launch.profile.agent.start
+    text = run_prompt(run, launch.prompt, start)
     too_long = len(text.encode("utf-8", "surrogateescape")) > ARGUMENT_LIMIT_BYTES
-    return too_long or is_command(text, start) and not start.lead
+    by_file = too_long or is_command(text, start.commands) and not start.lead
+    is_pointer = by_file and launch.profile.prompt == "argument"
+    return POINTER_PROMPT.format(folder=run.folder) if is_pointer else text
 
 
 def render_launcher(run: Run, launch: Launch, receives_env: bool) -> str:
     """The launcher's text. It holds names of variables, never a value: a value may be a secret."""
     profile, folder = launch.profile, shlex.quote(run.folder)
-    by_file = goes_by_file(run_prompt(run, launch.prompt, profile.agent.start), profile.agent.start)
-    command = [launch.program, *agent_args(profile, launch.workspace, run.folder)]
-    pointer = "printf %%s %s" % shlex.quote(POINTER_PROMPT.format(folder=run.folder))
+    sent = sent_prompt(run, launch)
+    pointer = POINTER_PROMPT.format(folder=run.folder)
+    source = "printf %%s %s" % shlex.quote(sent) if sent == pointer else "cat %s/prompt.md" % folder
+    has_log = bool(profile.agent.record) and profile.agent.record.has_log
+    # names that sh would drop
+    odd = ["%s=%s" % pair for pair in profile.agent.start.env if not ENV_NAME.match(pair[0])]
+    command = ["env"] * bool(odd) + odd + [launch.program, *agent_args(launch, run.folder)]
     return LAUNCHER.format(
         id=run.id, profile=profile.name, agent=profile.agent.name, folder=folder,
         dropped=" ".join(DROPPED_VARIABLES), workspace=shlex.quote(launch.workspace),
         receive='[ -p {0}/env ] && eval "$(cat {0}/env)"\n'.format(folder) if receives_env else "",
         needed="".join(': "${%s?is set by the profile}"\n' % name for name, _ in profile.env),
-        prompt=pointer if by_file else "cat %s/prompt.md" % folder,
-        command=" ".join(map(shlex.quote, command)) + prompt_words(profile, run.folder))
+        prompt="prompt() { %s; }\n" % source if launch.prompt else "",
+        command=" ".join(map(shlex.quote, command)) + prompt_words(launch, run.folder)
+        + (" 2>> %s/stderr.log" % folder if has_log else ""))
 
 
 def split_direction(width: int, height: int) -> str:
@@ -2556,13 +2656,13 @@ def open_session(run: Run, launch: Launch, version: tuple[int, int], echo: Optio
     """
     write_file(run.path("launch.sh"), render_launcher(run, launch, False), mode=0o700)
     env = dict(launch.env, SELFTALK_RUN=run.folder)
-    for number in range(1, 100):
+    for number in range(1, 50):
         name = "selftalk-%d" % run.id if number == 1 else "selftalk-%d-%d" % (run.id, number)
         note_place(run, socket=socket_path(name, launch.env.get("TMUX_TMPDIR", "")))
         try:
             return TmuxServer(name, version, echo).start(("sh", run.path("launch.sh")), env)
         except Failure as error:
-            if "duplicate session" not in error.what:
+            if not re.search("duplicate session|server exited", error.what):   # another's, or one that ends
                 raise
     raise Failure("tmux: no free name for run %d's server" % run.id, "end old ones: tmux -L NAME kill-server")
 
@@ -2578,7 +2678,7 @@ def open_beside(run: Run, launch: Launch, server: TmuxServer, direction: str, be
     make_pipe(run.path("env"))
     facts = server.split(beside, direction, ("sh", run.path("launch.sh")), run.mark)
     note_place(run, place="pane", socket=facts.socket, pane=facts.pane,
-               server=process_fact(read_process(facts.server_pid)))
+               server=read_process(facts.server_pid))
     server.keep_pane(facts.pane)
     lines = ["export %s=%s" % (name, shlex.quote(value)) for name, value in launch.env.items()
              if ENV_NAME.match(name) and name not in SHELL_VARIABLES]
@@ -2586,8 +2686,6 @@ def open_beside(run: Run, launch: Launch, server: TmuxServer, direction: str, be
         raise Failure("tmux: the new pane did not start", "use --session")
     return facts
 
-
-# --- the agent's own record --------------------------------------------------
 
 def find_begin(text: str, needle: str, since: float) -> str:
     """When a record that speaks of our run was begun; "" for one that does not, or was begun before `since`.
@@ -2601,57 +2699,76 @@ def find_begin(text: str, needle: str, since: float) -> str:
 
 
 class RecordFollower:
-    """Follows what an agent writes down about itself, from the moment its file is found."""
+    """Follows what an agent writes down about itself, from the moment its record is found."""
 
-    def __init__(self, record: Optional[Record], run: Run) -> None:
-        self.record, self.said = record, Said()
-        self._needle = run.folder + "/"   # each prompt of ours names a file in it, so the record does too
-        self._since = run.facts["started_at"]
+    def __init__(self, record: Optional[Record], run: Run, is_held: Callable[[str], bool]) -> None:
+        self.record, self.turns = record, [Said()]
+        self.session = run.facts["session_id"]
+        self._folder = run.folder   # each prompt given at launch names a file in it
+        self._since, self._is_held = run.facts["started_at"], is_held
         self._path, self._offset, self._partial, self._stamp = "", 0, b"", ()
         self._home = run.facts["record_home"]
+
+    @property
+    def is_found(self) -> bool:
+        """Whether there is a record."""
+        return bool(self._path)
 
     @property
     def has_grown(self) -> bool:
         """Whether the file has changed since the last read."""
         return bool(self._path) and self._written() != self._stamp
 
-    def read(self) -> Said:
-        """What the agent said up to now."""
+    def read(self) -> list[Said]:
+        """The turns up to now, and before them what stands for none."""
         if not self.record:
-            return self.said
+            return self.turns
         self._path = self._path or self._find()
         if self.has_grown:
             self._stamp = self._written()
-            self.said = self._read_rows() if self.record.query else self._read_lines()
-        return self.said
+            self.turns = self._read_rows() if self.record.query else self._read_lines()
+        return self.turns
 
     def _written(self) -> tuple[Any, ...]:
         """Changes when the record does; SQLite writes into the file beside the database first."""
         return file_stamp(self._path), file_stamp(self._path + "-wal")
 
     def _find(self) -> str:
-        """The record that was begun first of those that speak of our run: a later one may quote it."""
+        """The record of our session: by the name we gave it, else the one that the worker holds open, else
+        the one that was begun first of those that speak of our run: a later one may quote it."""
         import glob   # 3 ms, and only for agents that keep a record
-        paths = glob.glob(os.path.join(glob.escape(self._home), self.record.files))
-        if self.record.query:
+        name = self.record.files.format(session=glob.escape(self.session) or "*")
+        paths = sorted(glob.glob(os.path.join(glob.escape(self._home), name)))
+        if self.record.has_log:
+            log = read_file(os.path.join(self._folder, "stderr.log")) or ""
+            self.session = self.session or self._name_session(log)
+        if self.record.has_log and not self.session:
+            return ""
+        if self.session:   # the first: resumed, gemini 0.61.0 makes one more that stays empty
             return paths[0] if paths else ""
         recent = [path for path in paths if file_stamp(path)[1] >= self._since - 1.0]
-        begins = [(find_begin(read_file(path) or "", self._needle, self._since), path) for path in recent]
-        return min((pair for pair in begins if pair[0]), default=("", ""))[1]
+        begins = [(find_begin(read_file(path) or "", self._folder + "/", self._since), path)
+                  for path in recent]
+        path = next(filter(self._is_held, recent), "") or min((pair for pair in begins if pair[0]),
+                                                              default=("", ""))[1]
+        self.session = self._name_session(path)
+        return path
 
-    def _read_lines(self) -> Said:
+    def _name_session(self, text: str) -> str:
+        """The session that a file's name or a log speaks of; "" when it names none."""
+        found = re.search(self.record.session, text) if self.record.session else None
+        return found.group(1) if found else ""
+
+    def _read_lines(self) -> list[Said]:
         data = read_bytes(self._path, self._offset) or b""
         self._offset += len(data)
         whole, _, self._partial = (self._partial + data).rpartition(b"\n")
-        return fold_record(self.said, decode(whole), self.record.format)
+        return fold_record(self.turns, decode(whole), self.record.format)
 
-    def _read_rows(self) -> Said:
-        rows = query_database(self._path, self.record.query,
-                              {"needle": self._needle, "since_ms": int(self._since * 1000) - 1000})
-        return fold_record(Said(), "\n".join(rows), self.record.format)
+    def _read_rows(self) -> list[Said]:
+        rows = query_database(self._path, self.record.query, {"session": self.session})
+        return fold_record([], "\n".join(rows), self.record.format)
 
-
-# --- looking -----------------------------------------------------------------
 
 def read_exit(run: Run) -> Optional[int]:
     """The exit status that the launcher wrote; None when it did not."""
@@ -2664,16 +2781,16 @@ class Worker:
 
     def __init__(self, run: Run, echo: Optional[Tell] = None) -> None:
         self.run, self.agent = run, AGENTS[run.facts["agent"]]
-        self.pane = run.facts["pane"]
+        self.pane, self.has_pane = run.facts["pane"], True
         self.server = TmuxServer(run.facts["socket"], tuple(run.facts["tmux"]), echo)
-        self.record = RecordFollower(self.agent.record, run)
-        self.launcher = fact_process(run.facts["launcher"])
+        self.launcher, self.turn = fact_process(run.facts["launcher"]), current_turn(run)
+        self.record = RecordFollower(self.agent.record, run, self.has_open)
+        self._facts_stamp = run.stamp
         self._client, self.last_screen = None, Screen("")
         self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> "Worker":
-        death = self._exits.enter_context(watch_death(self.launcher.pid))
-        self.pause = pause_for([death])
+        self.pause = self._exits.enter_context(watch_death(self.launcher.pid))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -2681,20 +2798,30 @@ class Worker:
 
     def has_news(self) -> bool:
         """A cheap look, a few system calls: whether the worker ended, published, or wrote in its record."""
-        return (file_size(self.run.path("exit")) > 0 or file_size(self.run.path("done.md")) > 0
-                or self.record.has_grown or not has_process(self.launcher.pid))
+        return (file_size(self.run.path("exit")) > 0
+                or was_task(self.run) and file_size(self.run.path("done.md")) > 0
+                or self.record.has_grown or self.has_changed() or not has_process(self.launcher.pid))
+
+    def has_changed(self) -> bool:
+        """Whether another process has written facts of the run since the worker was opened here."""
+        return file_stamp(self.run.path("run.json")) != self._facts_stamp
 
     def look(self) -> Sight:
         """A whole look. What ends a turn is read first and its fruits last, so none is missed in between."""
         is_dead = not is_alive(self.launcher)
         status = read_exit(self.run)   # written before the launcher ends, so read after that was asked
         is_gone = is_dead or status is not None
-        said = self.record.read()
+        turns = self.record.read()
+        was_typed, was_taken = self.turn.delivery != "waiting", self.turn.delivery == "taken"
+        said = find_turn(turns, self.turn.mark, self.turn.base) if was_typed else Said()
         if is_gone:
             self.await_drained()
         screen = self.capture()
         verdict = judge_screen(screen, self.agent.pane.rules, self.agent.pane.marks)
-        return Sight(status, is_gone, screen, verdict, said, read_file(self.run.path("done.md")))
+        options = read_options(screen, self.agent.pane.digits) if verdict.state == "asks" else ()
+        is_gone = is_gone or not self.has_pane   # opencode 1.18.33 outlives its terminal
+        return Sight(status, is_gone, screen, verdict, said, self.record.is_found and was_taken, options,
+                     read_file(self.run.path("done.md")) if was_task(self.run) else None)
 
     def await_drained(self) -> None:
         """Waits until tmux has read the last words of a worker that ended: they come after its exit status.
@@ -2707,12 +2834,15 @@ class Worker:
     def capture(self) -> Screen:
         """What the pane shows; what it showed last when it is gone."""
         try:
-            title, text = self._ask("display-message -p -t %s '#{pane_title}'" % self.pane,
-                                    "capture-pane -p -t %s" % self.pane)
+            ask = "display-message -p -t %s '#{cursor_x} #{cursor_y} #{pane_title}'" % self.pane
+            facts, text = self._ask(ask, "capture-pane -p -t %s" % self.pane)
         except ServerGone:
+            self.has_pane = False
             return self.last_screen
+        column, row, title = (facts + "  ").split(" ", 2)
         text = re.sub(r"(^|\n)Pane is dead[^\n]*", "", text)   # tmux's own line
-        self.last_screen = Screen(text.expandtabs(8), title)     # tmux 3.6 keeps tabs, older ones do not
+        # tmux 3.6 keeps tabs, older ones do not
+        self.last_screen = Screen(text.expandtabs(8), title.rstrip(), (int(column or -1), int(row or -1)))
         return self.last_screen
 
     def capture_all(self) -> str:
@@ -2725,26 +2855,34 @@ class Worker:
     def is_publishing(self) -> bool:
         """Whether a process of the worker has done.md open: it writes there instead of renaming a file."""
         path = os.path.realpath(self.run.path("done.md"))
-        if was_renamed(path):
-            return False
+        return not was_renamed(path) and self.has_open(path)
+
+    def has_open(self, path: str) -> bool:
+        """Whether a process of the worker has a file open for writing. (When it starts, codex 0.169.0 reads
+        those of other sessions.)"""
         return any(has_open(process, path) for process in find_tree(self.launcher, self.run.mark))
+
+    def note_turn(self, **facts: Any) -> None:
+        """Writes down how far the turn has come."""
+        write_turn(self.run, **facts)
+        self.turn = self.turn._replace(**facts)
 
     def press(self, keys: Iterable[str]) -> None:
         """Presses keys in the worker's pane."""
         self.server.send_keys(self.pane, keys)
 
     def _ask(self, *commands: str) -> list[str]:
-        if not self._client:
-            self._client = self._exits.enter_context(ControlClient(self.server, self.run.facts["session"]))
         try:
-            return self._client.ask(*commands)
-        except ServerGone:
-            self._client.close()
-            self._client = None
-            raise
+            return self._client.ask(*commands) if self._client else self._ask_anew(*commands)
+        except ServerGone:   # a person may have detached our client: that is not the end of the server
+            self._client.close() if self._client else None
+            return self._ask_anew(*commands)
 
+    def _ask_anew(self, *commands: str) -> list[str]:
+        self._client = None
+        self._client = self._exits.enter_context(ControlClient(self.server, self.run.facts["session"]))
+        return self._client.ask(*commands)
 
-# --- dialogs -----------------------------------------------------------------
 
 def find_dialog(screen: Screen, dialogs: tuple[Dialog, ...]) -> Optional[Dialog]:
     """The known dialog at the bottom of a screen."""
@@ -2754,12 +2892,12 @@ def find_dialog(screen: Screen, dialogs: tuple[Dialog, ...]) -> Optional[Dialog]
 
 
 def dialog_keys(screen: Screen, dialog: Dialog) -> tuple[str, ...]:
-    """The keys that answer a dialog, or only those that move to the wanted option while it is not selected
-    yet; none when it cannot be seen. So the option is seen to be selected before it is taken."""
+    """The keys that answer a dialog, or only one that moves towards the wanted option while that is not
+    selected yet; none when it cannot be seen. So the option is seen to be selected before it is taken."""
     if not dialog.choose:
         return dialog.keys
     moves = plan_keys(find_options(cut_region(screen, "bottom:20", {})), dialog.choose)
-    return moves[:-1] or dialog.keys if moves else ()
+    return moves[:1] if len(moves) > 1 else dialog.keys if moves else ()
 
 
 def was_just_asked(run: Run, screen: Screen) -> bool:
@@ -2787,7 +2925,152 @@ def answer_dialog(worker: Worker, screen: Screen, answered: tuple[str, ...]) -> 
     return dialog.name
 
 
-# --- ending ------------------------------------------------------------------
+def await_sight(worker: Worker, is_it: Callable[[Sight], bool], patience_s: float) -> Optional[Sight]:
+    """The first look at a worker that shows what `is_it` wants; None when none did, or a question came up."""
+    for _ in until(patience_s, shortest_s=0.02, pause=worker.pause):
+        sight = worker.look()
+        if sight.is_gone or sight.verdict.state == "asks" or worker.has_changed():
+            return None
+        if is_it(sight):
+            return sight
+    return None
+
+
+def has_begun(worker: Worker, sight: Sight) -> bool:
+    """Whether an agent was seen to work on the turn: by its record, or by its screen when it has none yet."""
+    return bool(sight.said.turn) or sight.verdict.state == "busy" and not worker.record.is_found
+
+
+def paste_prompt(worker: Worker, prompt: str, is_there: Callable[..., bool]) -> bool:
+    """Pastes a prompt and waits until the composer shows it; once more when it does not: before its first
+    paint is complete, an agent may lose it (opencode 1.18.33, gemini 0.61.0)."""
+    submit = worker.agent.pane.submit
+    for _ in range(2):
+        worker.note_turn(delivery="pasted", mark=letters(prompt)[:MARK_LETTERS],
+                         base=worker.record.read()[-1].turn)
+        first, *others = cut_pieces(prompt, submit.piece)
+        worker.server.paste(worker.pane, first)
+        if not others or await_sight(worker, lambda sight: is_there(sight, first), PASTE_PATIENCE_S):
+            for piece in others:
+                worker.server.paste(worker.pane, piece)
+            if await_sight(worker, is_there, PASTE_PATIENCE_S):
+                return True
+        if read_composer(worker.capture(), submit) != "":
+            break
+    return False
+
+
+def submit_prompt(worker: Worker, is_there: Callable[[Sight], bool]) -> bool:
+    """Presses Enter and waits until the prompt was taken; once more when the composer still holds it."""
+    submit = worker.agent.pane.submit
+
+    def was_taken(sight: Sight) -> bool:
+        return has_begun(worker, sight) or read_composer(sight.screen, submit) == ""
+
+    for _ in until(submit.settle_s):
+        worker.capture()
+    for _ in range(2):
+        if worker.has_changed() or not is_there(worker.look()):   # interrupted, or behind a dialog
+            return False
+        worker.note_turn(delivery="entered")
+        worker.press(("Enter",))
+        if await_sight(worker, was_taken, ENTER_PATIENCE_S):
+            worker.note_turn(delivery="taken")
+            return True
+    return False
+
+
+def type_prompt(worker: Worker, prompt: str) -> str:
+    """Types a prompt into an agent that is ready and submits it. "" when it was taken or a question came up,
+    else what kept it from that.
+
+    Whoever did this before us may have been killed at any step: how far it came says the turn's file, and the
+    composer itself.
+    """
+    submit, run = worker.agent.pane.submit, worker.run
+    typed = typed_prompt(run, prompt, submit)
+
+    def is_there(sight: Sight, text: str = typed) -> bool:
+        return holds_prompt(read_composer(sight.screen, submit) or "", text, submit)
+
+    def is_empty(sight: Sight) -> bool:
+        return read_composer(sight.screen, submit) == ""
+
+    with run.locked("typing"):
+        worker.turn = current_turn(run)
+        if worker.turn.delivery == "taken" or worker.has_changed():
+            return ""
+        is_again = worker.turn.delivery != "waiting"
+        if not (is_again and is_there(worker.look())):
+            if is_again and await_sight(worker, functools.partial(has_begun, worker), ENTER_PATIENCE_S):
+                worker.note_turn(delivery="taken")
+                return ""
+            held, before = read_composer(worker.capture(), submit) or "", read_turn(of_turn(run, -1))
+            was_put_back = before.get("outcome") == "stopped" and holds_prompt(
+                held, typed_prompt(run, before.get("prompt") or "", submit), submit)
+            if was_put_back or is_again and letters(held) and letters(held) in letters(typed):
+                worker.press(submit.clear)   # what was interrupted, or a part of ours
+            if not await_sight(worker, is_empty, COMPOSER_PATIENCE_S):
+                return "its composer holds other text, or none can be seen"
+            if not paste_prompt(worker, typed, is_there):
+                return "the prompt does not show in its composer"
+            run.log("pasted", bytes=len(typed.encode()))
+        if not submit_prompt(worker, is_there):
+            return "its composer still holds the prompt"
+    run.log("submitted")
+    return ""
+
+
+def interrupt_turn(worker: Worker, prompt: str) -> None:
+    """Presses the agent's interrupt keys while it is busy; a prompt that it puts back is taken out of its
+    composer, else the next one would be added to it."""
+    pane = worker.agent.pane
+
+    def has_stopped(sight: Sight) -> bool:
+        shown = read_composer(sight.screen, pane.submit) if pane.submit else ""
+        return sight.verdict.state != "busy" and shown is not None
+
+    for _ in range(3):
+        if worker.look().verdict.state == "busy":
+            for key in pane.interrupt:
+                worker.press((key,))
+                list(until(KEY_GAP_S))
+        if await_sight(worker, has_stopped, ENTER_PATIENCE_S):
+            break
+    text = read_composer(worker.capture(), pane.submit) if pane.submit else ""
+    if text and holds_prompt(text, typed_prompt(worker.run, prompt, pane.submit), pane.submit):
+        worker.press(pane.submit.clear)
+
+
+def choose_option(worker: Worker, choice: str) -> str:
+    """Selects the option of the question on the screen that `choice` names (its label, its number, or how
+    its label begins), sees it selected, and takes it. Returns its label. `Unusable` unless it names one."""
+    labels = [option.label for option in worker.look().options]
+    number = as_number(choice) or 0
+    meant = [at for at, label in enumerate(labels) if label == choice] or \
+        [at for at in range(len(labels)) if at + 1 == number] or \
+        [at for at, label in enumerate(labels) if choice and label.lower().startswith(choice.lower())]
+    if len(meant) != 1:
+        offered = "it offers: %s" % clean_text(" · ".join(labels)) if labels else "its options cannot be read"
+        raise Unusable("run %d: `%s` names no one option" % (worker.run.id, choice), offered)
+    at, label = meant[0], clean_text(labels[meant[0]])
+    for _ in range(len(labels) + 3):
+        sight = worker.look()
+        if [option.label for option in sight.options] != labels:   # a person was faster
+            break
+        selected = [i for i, option in enumerate(sight.options) if option.selected]
+        steps = at - selected[0] if selected else 0
+        taken = "Enter" if selected else str(at + 1)
+        key = ("Down" if steps > 0 else "Up") if steps else taken   # one at a time: a slow agent shows each
+        worker.press((key,))
+        for _ in until(ENTER_PATIENCE_S, shortest_s=0.02):
+            if worker.look().options != sight.options:
+                break
+        if key == taken:
+            worker.run.log("dialog", name="answer", keys=[key], label=label)
+            return label
+    raise Failure("run %d: `%s` could not be selected" % (worker.run.id, label), "answer it in its pane")
+
 
 def quit_worker(worker: Worker) -> None:
     """Presses the agent's quit keys, when it is ready for them, and gives it some time to go."""
@@ -2804,8 +3087,7 @@ def quit_worker(worker: Worker) -> None:
 def remove_socket(run: Run) -> None:
     """Removes what a server of ours leaves at its socket's path, unless another server has it by now."""
     if socket_identity(run.facts["socket"]) == run.facts["socket_identity"]:
-        with contextlib.suppress(FileNotFoundError):   # TERM is like kill-server: the socket may stay
-            os.unlink(run.facts["socket"])
+        remove_file(run.facts["socket"])   # TERM is like kill-server: the socket may stay
 
 
 def end_pane(run: Run, echo: Optional[Tell] = None) -> list[Process]:
@@ -2836,8 +3118,7 @@ def end_start(run: Run) -> None:
     if told.out.strip() == run.mark:   # where processes cannot be found by their environment
         tmux.run("kill-server")
     if told.status or told.out.strip() == run.mark:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+        remove_file(path)
 
 
 # =============================================================================
@@ -2859,14 +3140,17 @@ def end_start(run: Run) -> None:
 
 HEARTBEAT_S = 60.0
 STALL_S = 600.0
+UNKNOWN_PROMPT_S = 5.0   # a screen that waits so long is believed against a record without our prompt
 
 
 class Request(NamedTuple):
     """What a person, a script or another agent wants done."""
 
     profile: Profile
-    prompt: str
+    prompt: str                  # "" for a talk that only starts
     workspace: str
+    form: str = "task"           # or "talk"
+    extra: tuple[str, ...] = ()  # args beside those of the profile
     place: str = ""              # "session", "pane", or "" for a pane where there is one
     keep: bool = False           # leave the worker alive when it is done
     max_time_s: float = 0.0      # 0: no limit
@@ -2889,24 +3173,6 @@ class Progress(NamedTuple):
     beat_s: float = HEARTBEAT_S        # when the next heartbeat is due
 
 
-# --- turns on disk ----------------------------------------------------------
-
-def read_turn(run: Run) -> dict[str, Any]:
-    """What turns/1.json says; nothing before it is written, or when a full disk has cut it."""
-    try:
-        return as_map(json.loads(read_file(run.path("turns/1.json")) or "{}"))
-    except (ValueError, RecursionError):
-        return {}
-
-
-def write_turn(run: Run, facts: dict[str, Any]) -> None:
-    """Writes turns/1.json, over what it held."""
-    old = read_turn(run)
-    write_file(run.path("turns/1.json"), json.dumps(dict(old, turn=1, **facts), indent=1) + "\n")
-
-
-# --- starting ----------------------------------------------------------------
-
 def count_depth(env: dict[str, str], max_depth: int) -> int:
     """How deep the new run is: 1 for one that no run started. `Unusable` when that is too deep."""
     given = env.get(DEPTH_VARIABLE, "")
@@ -2919,10 +3185,13 @@ def count_depth(env: dict[str, str], max_depth: int) -> int:
 
 def prepare_launch(request: Request, base: dict[str, str], depth: int) -> Launch:
     """All that can be found missing is found before anything starts."""
-    profile = request.profile
+    profile = request.profile._replace(args=request.profile.args + request.extra)
     if profile.headless:
         raise Unusable("profile `%s` is headless: this version runs workers in tmux only" % profile.name,
                        "set `headless: false`")
+    if request.form == "talk" and not profile.agent.pane.submit:
+        raise Unusable("profile `%s`: nothing is known of its composer, so nothing can be typed into it"
+                       % profile.name, "give it a task: selftalk.py run -p %s" % profile.name)
     env = compose_env(profile, base, os.getuid() == 0)
     env[DEPTH_VARIABLE] = str(depth)
     program = find_program(profile.command, env.get("PATH", os.defpath), request.workspace)
@@ -2930,7 +3199,9 @@ def prepare_launch(request: Request, base: dict[str, str], depth: int) -> Launch
         install = profile.agent.install
         advice = "install it: %s" % install if install else "check `command` in the config"
         raise Missing("profile `%s`: %s: not found" % (profile.name, profile.command), advice)
-    return Launch(profile, request.workspace, request.prompt, env, program)
+    has_session = any("{session}" in word for word in added_args(profile, request.workspace))
+    return Launch(profile, request.workspace, request.prompt if request.form == "task" else "", env, program,
+                  new_uuid() if has_session else "")
 
 
 def open_place(run: Run, launch: Launch, place: str, base: dict[str, str],
@@ -2950,19 +3221,30 @@ def discard_run(run: Run) -> None:
         attempt(run.reload)
         if run.is_over:
             return
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(open_mark(run))
+        remove_file(open_mark(run))
         remove_folder(run.folder)
 
 
 def note_start(run: Run, launch: Launch, place: str, facts: PaneFacts) -> None:
     """Writes down that a worker runs, and where."""
-    argv = [launch.program, *agent_args(launch.profile, launch.workspace, run.folder)]
+    argv = [launch.program, *agent_args(launch, run.folder)]
     note_place(run, state="running", place=place, argv=argv, socket=facts.socket, session=facts.session,
                pane=facts.pane, socket_identity=socket_identity(facts.socket),
-               launcher=process_fact(read_process(facts.pane_pid)),
-               server=process_fact(read_process(facts.server_pid)))
+               launcher=read_process(facts.pane_pid),
+               server=read_process(facts.server_pid))
     run.log("spawned", place=place, socket=facts.socket, pane=facts.pane)
+
+
+def write_first_turn(run: Run, request: Request, launch: Launch) -> None:
+    """Writes down what is asked: at launch, or to be typed when the agent is ready."""
+    start = request.profile.agent.start
+    sent = sent_prompt(run, launch) if launch.prompt else ""
+    write_file(run.path("prompt.md"), run_prompt(run, launch.prompt, start) if sent else request.prompt)
+    mark = letters(sent)[:MARK_LETTERS] if request.profile.prompt == "argument" else ""
+    turn = Turn(mark, 0, "taken") if sent else Turn("", 0, "waiting")
+    write_turn(run, prompt=request.prompt, outcome=None, **turn._asdict())
+    if request.profile.agent.record and request.profile.agent.record.has_log:
+        write_file(run.path("stderr.log"), "")   # by us, so that only we can read it
 
 
 def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = None) -> Run:
@@ -2971,20 +3253,19 @@ def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = Non
         raise Unusable("--pane: not inside tmux", "leave it out, or use --session")
     version = check_tmux()
     depth = count_depth(base, request.max_depth)
-    launch = prepare_launch(request, base, depth)
+    launch, now = prepare_launch(request, base, depth), time.time()
     run = new_run(state_folder(base), {
-        "profile": request.profile.name, "agent": request.profile.agent.name, "form": "task", "depth": depth,
-        "parent": as_number(os.path.basename(base.get(RUN_VARIABLE, ""))),
+        "profile": request.profile.name, "agent": request.profile.agent.name, "form": request.form,
+        "depth": depth, "parent": as_number(os.path.basename(base.get(RUN_VARIABLE, ""))),
         "workspace": request.workspace, "keep": request.keep, "max_time_s": request.max_time_s,
-        "stall_s": request.stall_s, "tmux": version, "started_at": time.time(),
-        "caller": process_fact(read_process(os.getpid())), "machine": name_machine(),
+        "stall_s": request.stall_s, "tmux": version, "started_at": now, "asked_at": now,
+        "turn": 1 if request.prompt else 0, "session_id": launch.session, "extra_args": request.extra,
+        "caller": read_process(os.getpid()), "machine": name_machine(),
         "parent_folder": base.get(RUN_VARIABLE, ""),
         "record_home": record_home(request.profile.agent, launch.env)})
     try:
-        write_file(run.path("prompt.md"), run_prompt(run, request.prompt, request.profile.agent.start))
-        write_turn(run, {"prompt": request.prompt, "outcome": None})
-        place, facts = open_place(run, launch, request.place, base, echo)
-        note_start(run, launch, place, facts)
+        write_first_turn(run, request, launch)
+        note_start(run, launch, *open_place(run, launch, request.place, base, echo))
     except BaseException as error:
         discard_run(run)
         if isinstance(error, KeyboardInterrupt):
@@ -2993,21 +3274,78 @@ def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = Non
     return run
 
 
-# --- waiting: the rules ------------------------------------------------------
+def refuse_turn(run: Run) -> None:
+    """Raises `Unusable` when a run cannot take another prompt now."""
+    if not run.is_over and not run.is_settled:
+        kinds = {"asks": ("asks something", "answer %d CHOICE"), "stalled": ("has stalled", "interrupt %d")}
+        doing, fix = kinds.get(run.facts["outcome"], ("is not done with its turn", "wait %d"))
+        raise Unusable("run %d: %s" % (run.id, doing), own_command(fix % run.id))
+    if not AGENTS[run.facts["agent"]].pane.submit:
+        raise Unusable("run %d: nothing can be typed into its agent" % run.id, "start a new run")
+    resume = AGENTS[run.facts["agent"]].start.resume
+    if run.is_over and not (resume and run.facts["session_id"]):
+        raise Unusable("run %d: is over, and its agent cannot take it up again" % run.id, "start a new run")
+
+
+def begin_turn(run: Run, request: Request, was_over: bool) -> None:
+    """Writes down one more turn of a run; the agent is then asked by whoever waits for it."""
+    with run.locked():
+        run.reload()
+        refuse_turn(run)
+        if run.is_over != was_over:
+            raise Failure("run %d: somebody has just stopped it, or taken it up" % run.id, "send it again")
+        now = time.time()
+        for name in ("progress.json", "asked", "done.md", "exit"):
+            remove_file(run.path(name))
+        number = run.facts["turn"] + 1
+        write_file(run.path("prompt.md"), request.prompt)
+        asked = {"prompt": request.prompt, "outcome": None, "delivery": "waiting"}
+        write_file(run.path("turns/%d.json" % number), json.dumps({"turn": number, **asked}) + "\n")
+        if was_over:
+            write_file(open_mark(run), "")
+        run.update(turn=number, outcome=None, asked_at=now, state="starting" if was_over else "running",
+                   resumed=was_over,
+                   max_time_s=request.max_time_s, stall_s=request.stall_s, machine=name_machine(),
+                   caller=read_process(os.getpid()))
+        run.log("asked", turn=number)
+
+
+def resume_run(run: Run, launch: Launch, echo: Optional[Tell]) -> None:
+    """Starts the agent of a run that was over once more, on what it remembers of it."""
+    agent = launch.profile.agent
+    said = RecordFollower(agent.record, run, lambda path: False).read()[-1]
+    words = agent.start.resume if said.turn else ()   # else there is nothing to take up
+    resume = fill_holes(words, {"session": run.facts["session_id"]})
+    try:
+        launch = launch._replace(prompt="", session=run.facts["session_id"], resume=resume)
+        note_start(run, launch, "session", open_session(run, launch, check_tmux(), echo))
+    except BaseException:
+        attempt(lambda: end_start(run), lambda: close_run(run, outcome="stopped"))
+        raise
+
 
 def settle_state(sight: Sight) -> str:
     """One state from two sources. The agent's record outranks its screen, but for what only the screen knows:
     that a question is open, that a limit holds up the turn, and that something still runs behind a finished
     one."""
     shown, told = sight.verdict.state, sight.said.state
+    if sight.said.is_past:   # the screen shows the turn of another prompt
+        return told
+    if sight.is_recorded and not sight.said.turn and shown not in ("busy", "asks"):
+        return "unknown"   # what stands there may be of the turn before
     if shown in ("asks", "login") or told == "unknown":
         return shown
     return shown if (told, shown) in (("ready", "busy"), ("busy", "limited")) else told
 
 
-def look_pause_s(agent: Agent, at_s: float) -> float:
-    """Seconds to the next look. A screen that no rule reads is looked at for its silence only, so seldom."""
-    if not agent.pane.rules:
+def look_pause_s(worker: Worker, progress: Progress, sight: Sight, at_s: float) -> float:
+    """Seconds to the next look. Soon while a prompt waits to be typed, and after the record has said that the
+    turn is over; seldom for a screen that no rule reads: it is looked at for its silence only."""
+    if worker.turn.delivery != "taken" and progress.looks < 20:
+        return 0.05
+    if "ready" in (progress.state, sight.said.state) and at_s - progress.moved_s < 2.0:
+        return 0.05
+    if not worker.agent.pane.rules:
         return min(5.0, max(1.0, 0.25 * at_s))
     return min(LONGEST_LOOK_S, max(FIRST_LOOK_S, 0.05 * at_s))
 
@@ -3018,7 +3356,7 @@ def note_sight(progress: Progress, sight: Sight, at_s: float) -> Progress:
     trace = checksum((progress_mark(sight.screen), sight.said))
     return progress._replace(
         state=state, looks=progress.looks + 1 if state == progress.state else 1,
-        began=progress.began or state == "busy" or sight.said.state != "unknown",
+        began=progress.began or state == "busy" or sight.said.state != "unknown" or sight.said.turn > 0,
         trace=trace, moved_s=at_s if trace != progress.trace else progress.moved_s,
         face=face, stirred_s=at_s if face != progress.face else progress.stirred_s)
 
@@ -3026,20 +3364,23 @@ def note_sight(progress: Progress, sight: Sight, at_s: float) -> Progress:
 def judge_trouble(state: str, sight: Sight) -> Ending:
     """The ending of a turn that cannot go on, in the agent's own words."""
     words = find_question(sight.screen) if state == "asks" else sight.said.error
-    words = clean_text(words or sight.verdict.text).split("\n")[0]
-    fix = {"asks":    "look at it, answer it there, then wait again",
+    lines = clean_text(words or sight.verdict.text).split("\n")
+    words = next((line.strip(" │┃") for line in lines if letters(line)), sight.verdict.rule)
+    fix = {"asks":    "answer it, then wait again",
            "login":   "start the agent once by hand and log in",
            "limited": "wait for the reset, or name another profile",
            "failed":  "look at it"}[state]
     verb = "asks" if state == "asks" else "says"
-    return Ending(state, "the agent %s: %s" % (verb, words), fix, said=sight.said)
+    return Ending(state, "the agent %s: %s" % (verb, words), fix, said=sight.said,
+                  options=tuple(clean_text(option.label) for option in sight.options))
 
 
 def judge_exit(sight: Sight) -> Ending:
     """The ending of a worker that is gone, and has published no done.md."""
     if sight.said.state == "ready" and sight.said.text:
         return Ending("answered", answer=sight.said.text, source="transcript", said=sight.said)
-    if sight.said.state in ("failed", "limited", "login"):
+    was_cut = sight.said.error.startswith("the turn was ")   # by its own end: no news
+    if sight.said.state in ("failed", "limited", "login") and not was_cut:
         return judge_trouble(sight.said.state, sight)
     how = "vanished" if sight.exit_status is None else "exited with status %d" % sight.exit_status
     return Ending("died", "the worker %s before it published anything" % how, "look at it",
@@ -3061,13 +3402,38 @@ def judge_stall(progress: Progress, sight: Sight, at_s: float, agent: Agent,
     return None
 
 
+def has_put_back(sight: Sight, submit: Optional[Submit]) -> bool:
+    """Whether a prompt that the record takes for a running turn's stands in the composer again: a person has
+    interrupted it before its first word (claude 2.1.329)."""
+    is_idle = (sight.said.state, sight.verdict.state) == ("busy", "ready")
+    return bool(is_idle and submit and read_composer(sight.screen, submit))
+
+
+def judge_start(progress: Progress, sight: Sight, at_s: float, worker: Worker) -> Optional[Ending]:
+    """The ending of the time before a prompt is typed, or None while it goes on: "ready" once the screen has
+    said so twice in a row. Below the trouble of an earlier turn there is a composer that waits as well; and
+    one that holds what somebody before us has pasted may be too tall for any rule."""
+    agent, facts = worker.agent, worker.run.facts
+    if sight.is_gone:
+        return judge_exit(sight)
+    waits = ("ready",) if facts["turn"] < 2 else ("ready", "failed", "limited", "login")
+    is_loaded = not facts.get("resumed") or re.search(agent.start.resumed, sight.screen.text, re.MULTILINE)
+    is_pasted = worker.turn.delivery != "waiting" and progress.state == "unknown" and agent.pane.submit \
+        and read_composer(sight.screen, agent.pane.submit)
+    if progress.looks >= 2 and (progress.state in waits and is_loaded or is_pasted):
+        return Ending("ready", "the agent waits for a prompt")
+    if progress.looks >= 2 and progress.state in ("asks", "login", "limited", "failed"):
+        return judge_trouble(progress.state, sight)
+    return judge_stall(progress, sight, at_s, agent, facts["stall_s"])
+
+
 def judge_turn(progress: Progress, sight: Sight, at_s: float, agent: Agent,
                stall_s: float) -> Optional[Ending]:
     """The ending of the turn, or None while it goes on. `progress` has `sight` in it already.
 
     In order of trust: done.md, the worker's end, the agent's record, its screen, silence. What only a screen
-    says has to be said twice in a row; and a screen that waits for input is no end before the turn was seen
-    to start.
+    says has to be said twice in a row; and a screen that waits for a prompt is no end before the turn was
+    seen to start.
     """
     if sight.done and sight.done.strip():
         return Ending("answered", answer=sight.done, source="done.md", said=sight.said)
@@ -3076,22 +3442,27 @@ def judge_turn(progress: Progress, sight: Sight, at_s: float, agent: Agent,
     is_sure = progress.looks >= 2 or progress.state == sight.said.state
     if progress.state == "ready" and progress.began and is_sure:
         source = "transcript" if sight.said.text else "screen"
-        return Ending("answered", "the worker went idle without publishing done.md", answer=sight.said.text,
-                      source=source, said=sight.said)
+        return Ending("answered", answer=sight.said.text, source=source, said=sight.said)
     if progress.state in ("asks", "login", "limited", "failed") and is_sure:
         return judge_trouble(progress.state, sight)
+    is_unknown = sight.is_recorded and not sight.said.turn and at_s - progress.stirred_s >= UNKNOWN_PROMPT_S
+    if sight.verdict.state == "ready" and progress.began and is_unknown:
+        return Ending("answered", "its record does not show the prompt", source="screen")
+    if sight.verdict.state in ("failed", "limited", "login") and is_unknown:
+        return judge_trouble(sight.verdict.state, sight)
+    if has_put_back(sight, agent.pane.submit) and at_s - progress.stirred_s >= UNKNOWN_PROMPT_S:
+        return Ending("stopped", "the turn was interrupted in its pane", "send it another prompt",
+                      said=sight.said)
     return judge_stall(progress, sight, at_s, agent, stall_s)
 
 
-# --- ending ------------------------------------------------------------------
-
 def write_ending(run: Run, ending: Ending) -> None:
-    """Keeps an ending: the answer whole in turns/1.md, all else in turns/1.json."""
+    """Keeps an ending: the answer whole in turns/N.md, all else in turns/N.json."""
     now = time.time()
-    write_file(run.path("turns/1.md"), ending.answer)
-    write_turn(run, {"outcome": ending.outcome, "what": ending.what, "fix": ending.fix,
-                     "source": ending.source, "model": ending.said.model, "tokens": ending.said.tokens,
-                     "ended_at": round(now, 3), "seconds": round(now - run.facts["started_at"], 3)})
+    write_file(run.path("turns/%d.md" % run.facts["turn"]), ending.answer)
+    write_turn(run, outcome=ending.outcome, what=ending.what, fix=ending.fix, source=ending.source,
+               model=ending.said.model, tokens=ending.said.tokens, options=list(ending.options),
+               ended_at=round(now, 3), seconds=round(now - run.facts["asked_at"], 3))
 
 
 def read_summary(run: Run) -> str:
@@ -3103,10 +3474,12 @@ def read_ending(run: Run) -> Ending:
     """The ending that was kept, as far as it was."""
     turn = read_turn(run)
     said = Said(model=turn.get("model") or "", tokens=turn.get("tokens"))
-    answer = read_file(run.path("turns/1.md")) or read_summary(run)
-    outcome = turn.get("outcome") or run.facts["outcome"]
-    what, fix, source = (turn.get(name) or "" for name in ("what", "fix", "source"))
-    return Ending(outcome, what, fix, answer, source, said)
+    summary = read_summary(run) if was_task(run) else ""
+    answer = read_file(run.path("turns/%d.md" % run.facts["turn"])) or summary
+    known = [name for name in (turn.get("outcome"), run.facts["outcome"]) if str(name) in OUTCOMES]
+    what, fix, source = (str(turn.get(name) or "") for name in ("what", "fix", "source"))
+    options = turn.get("options") if isinstance(turn.get("options"), list) else []
+    return Ending(known[0] if known else "stopped", what, fix, answer, source, said, tuple(map(str, options)))
 
 
 def end_worker(run: Run, outcome: str, echo: Optional[Tell]) -> None:
@@ -3127,10 +3500,15 @@ def read_children(run: Run) -> list[Run]:
 
 
 def published_ending(run: Run) -> Ending:
-    """What a stop leaves of a turn: the summary, when the worker was faster than the stop."""
-    answer = read_summary(run)
+    """What a stop leaves of a turn: its answer, when the worker was faster than the stop."""
+    answer = read_summary(run) if was_task(run) else ""
     if answer:
         return Ending("answered", answer=answer, source="done.md")
+    with contextlib.suppress(Unusable):   # a turn that cannot be read must be stopped all the same
+        worker = Worker(run)
+        said = find_turn(worker.record.read(), worker.turn.mark, worker.turn.base)
+        if said.state == "ready" and said.text and worker.turn.delivery != "waiting":
+            return Ending("answered", answer=clean_text(said.text), source="transcript", said=said)
     return Ending("stopped", "the run was stopped", "start a new one")
 
 
@@ -3143,6 +3521,7 @@ def stop_run(run: Run, echo: Optional[Tell] = None) -> bool:
         run.check_here()
         if run.facts["state"] == "starting":
             end_start(run)
+            write_ending(run, Ending("stopped", "it was stopped while it was starting", "start it again"))
             close_run(run, outcome="stopped")
             return True
         ending = read_ending(run) if run.is_settled else published_ending(run)
@@ -3154,9 +3533,30 @@ def stop_run(run: Run, echo: Optional[Tell] = None) -> bool:
     return True
 
 
+def send_prompt(run: Run, request: Request, find_its_profile: Callable[[], Profile], base: dict[str, str],
+                echo: Optional[Tell] = None) -> None:
+    """Gives a run its next prompt; await_run brings the answer. One that is over is started again, by the
+    profile it had; what is missing for that is found before the turn begins."""
+    if not run.is_over:
+        run.check_here()
+        if run.is_settled and not is_alive(fact_process(run.facts["launcher"])):
+            stop_run(run, echo)   # its agent has left meanwhile
+    launch = None
+    if run.is_over:
+        refuse_turn(run)
+        profile = find_its_profile()
+        if profile.agent.name != run.facts["agent"]:
+            raise Unusable("run %d: its profile `%s` is of another agent now" % (run.id, profile.name),
+                           "start a new run")
+        launch = prepare_launch(request._replace(profile=profile), base, run.facts["depth"])
+    begin_turn(run, request, launch is not None)
+    if launch:
+        resume_run(run, launch, echo)
+
+
 def is_kept(run: Run, ending: Ending) -> bool:
     """Whether the worker stays after this ending."""
-    return ending.outcome in OPEN_OUTCOMES or run.facts["keep"] and ending.outcome != "late"
+    return ending.outcome in OPEN_OUTCOMES or run.facts["keep"] and ending.outcome not in ("late", "died")
 
 
 def dismiss_worker(worker: Worker, ending: Ending) -> None:
@@ -3178,7 +3578,7 @@ def keep_ending(worker: Worker, ending: Ending) -> None:
     write_ending(run, ending)
     write_file(run.path("screen.txt"), clean_text(worker.capture().text).rstrip() + "\n")
     run.log(ending.outcome, source=ending.source, what=ending.what)
-    run.update(outcome=ending.outcome)
+    run.update(outcome=ending.outcome, session_id=worker.record.session)
 
 
 def finish_turn(worker: Worker, ending: Ending) -> Ending:
@@ -3186,18 +3586,18 @@ def finish_turn(worker: Worker, ending: Ending) -> Ending:
 
     Trouble with either of the two is added to the ending: it must not cost the answer.
     """
-    run = worker.run
+    run, number = worker.run, worker.run.facts["turn"]
     with run.locked():
         run.reload()
-        if run.is_settled:
-            return read_ending(run)
+        if run.is_settled or run.facts["turn"] != number:
+            return read_ending(of_turn(run, number))
         answer = worker.capture_all() if ending.source == "screen" else ending.answer
+        if ending.source in ("transcript", "screen") and was_task(run) and not ending.what:
+            ending = ending._replace(what="the worker went idle without publishing done.md")
         ending = ending._replace(answer=clean_text(answer).rstrip("\n"))
         trouble = attempt(lambda: keep_ending(worker, ending), lambda: dismiss_worker(worker, ending))
     return ending._replace(what="; ".join(filter(None, (ending.what, trouble))))
 
-
-# --- waiting: the deed -------------------------------------------------------
 
 def await_start(run: Run, wait_s: float) -> None:
     """Waits until whoever starts a run has done so, or died over it: then what there is of it is ended."""
@@ -3218,6 +3618,17 @@ def try_dialog(worker: Worker, sight: Sight, ending: Ending, progress: Progress,
     if name == "":
         return ending, progress
     return None, progress._replace(answered=progress.answered + (name,) if name else progress.answered)
+
+
+def try_typing(worker: Worker, progress: Progress, at_s: float) -> tuple[Optional[Ending], Progress]:
+    """Types the prompt of the turn into an agent that is ready; the wait then begins anew, for its answer."""
+    hindrance = type_prompt(worker, read_turn(worker.run).get("prompt") or "")
+    sight = worker.look()
+    is_moot = sight.is_gone or sight.verdict.state == "asks" or worker.has_changed()   # the next look judges
+    if hindrance and not is_moot:
+        return Ending("stalled", "the prompt was not taken: %s" % hindrance, "look at it; then wait again"), \
+            progress
+    return None, progress._replace(began=False, state="", looks=0, moved_s=at_s, next_look_s=at_s)
 
 
 def beat(run: Run, progress: Progress, at_s: float, tell: Tell) -> Progress:
@@ -3256,7 +3667,7 @@ def check_folder(run: Run) -> None:
 def await_ending(worker: Worker, wait_s: float, tell: Tell) -> Optional[Ending]:
     """The loop: looks when there is news or when a look is due; None when the wait is over first."""
     run, facts = worker.run, worker.run.facts
-    before_s = max(0.0, time.time() - facts["started_at"])
+    before_s = max(0.0, time.time() - facts["asked_at"])
     progress = read_progress(run, before_s)
     for waited_s in until(wait_s, pause=worker.pause):
         at_s = before_s + waited_s
@@ -3264,16 +3675,22 @@ def await_ending(worker: Worker, wait_s: float, tell: Tell) -> Optional[Ending]:
         if not (worker.has_news() or at_s >= progress.next_look_s or waited_s >= wait_s or is_late):
             continue
         check_folder(run)
-        sight = worker.look()
-        next_look_s = at_s + look_pause_s(worker.agent, at_s)
-        had_begun = progress.began
-        progress = note_sight(progress, sight, at_s)._replace(next_look_s=next_look_s)
+        if worker.has_changed():   # somebody else ended the turn
+            return None
+        sight, had_begun = worker.look(), progress.began
+        progress = note_sight(progress, sight, at_s)
+        progress = progress._replace(next_look_s=at_s + look_pause_s(worker, progress, sight, at_s))
         if progress.began != had_begun:
             write_progress(run, progress)
-        ending = judge_turn(progress, sight, at_s, worker.agent, facts["stall_s"])
+        ending = judge_start(progress, sight, at_s, worker) if worker.turn.delivery != "taken" else \
+            judge_turn(progress, sight, at_s, worker.agent, facts["stall_s"])
         if ending and ending.outcome == "asks":
             ending, progress = try_dialog(worker, sight, ending, progress, at_s)
-        if ending and not (ending.source == "done.md" and worker.is_publishing()):
+        if ending and ending.outcome == "ready" and facts["turn"]:
+            ending, progress = try_typing(worker, progress, at_s)
+        is_partial = ending and ending.source == "done.md" and (
+            worker.is_publishing() or read_file(run.path("done.md")) != sight.done)   # grown since the look
+        if ending and not is_partial:
             write_progress(run, progress._replace(moved_s=at_s))   # so that a new wait begins a new stall
             return ending
         if is_late and not (progress.state == "ready" and progress.looks == 1):   # then one more look decides
@@ -3294,20 +3711,76 @@ def settle_run(run: Run, echo: Optional[Tell] = None) -> None:
 def await_run(run: Run, wait_s: float, tell: Tell, echo: Optional[Tell] = None) -> Ending:
     """Waits until a run's turn has ended, or for `wait_s`, and returns the ending; from any process, any
     number of times. A run that has ended gives the same ending again."""
-    if not run.is_over:
-        run.check_here()
-    if run.facts["state"] == "starting":
-        await_start(run, wait_s)
-    if run.is_settled:
-        settle_run(run, echo)
-        return read_ending(run)
-    if run.facts["state"] != "starting":
+    end_s, number = time.monotonic() + wait_s, run.facts["turn"]
+    while True:
+        if run.facts["turn"] != number:
+            return read_ending(of_turn(run, number))
+        if not run.is_over:
+            run.check_here()
+        if run.facts["state"] == "starting":
+            await_start(run, wait_s)
+        if run.is_settled:
+            settle_run(run, echo)
+            return read_ending(run)
+        left_s = max(0.0, end_s - time.monotonic())
+        if run.facts["state"] != "starting":
+            with Worker(run, echo) as worker:
+                ending = await_ending(worker, left_s, tell)
+                if ending:
+                    return finish_turn(worker, ending)
+        if time.monotonic() >= end_s:
+            words = "the wait of %g s is over, the worker goes on" % wait_s
+            return Ending("running", words, own_command("wait %d" % run.id))
+        run.reload()
+
+
+def answer_question(run: Run, choice: str, echo: Optional[Tell] = None) -> str:
+    """Answers the question that holds up a run by an option's label or number; the label. await_run goes on
+    from there."""
+    run.check_here()
+    with run.locked():   # two that answer at once would press twice
+        run.reload()
+        if run.facts["state"] != "running":
+            raise Unusable("run %d: asks nothing now" % run.id, own_command("list"))
         with Worker(run, echo) as worker:
-            ending = await_ending(worker, wait_s, tell)
-            if ending:
-                return finish_turn(worker, ending)
-    words = "the wait of %g s is over, the worker goes on" % wait_s
-    return Ending("running", words, own_command("wait %d" % run.id))
+            if worker.look().verdict.state != "asks":
+                raise Unusable("run %d: asks nothing now" % run.id, own_command("list"))
+            label = choose_option(worker, choice)
+        if run.facts["outcome"] == "asks":
+            run.update(outcome=None)
+    return label
+
+
+def interrupt_run(run: Run, echo: Optional[Tell] = None) -> Ending:
+    """Ends the turn of a run, with what the agent has said so far; the agent of a talk stays."""
+    if run.is_over or run.is_settled:
+        raise Unusable("run %d: has no turn to interrupt" % run.id, own_command("list"))
+    run.check_here()
+    if run.facts["state"] != "running":
+        raise Unusable("run %d: is still starting" % run.id, own_command("stop %d" % run.id))
+    with Worker(run, echo) as worker:
+        sight = worker.look()
+        said, source = sight.said, "transcript" if sight.said.text else ""
+        if sight.verdict.state == "asks":
+            raise Unusable("run %d: asks something" % run.id, own_command("answer %d CHOICE" % run.id))
+        stopped = Ending("stopped", "the turn was interrupted", "send it another prompt", said.text, source,
+                         said)
+        is_done = (said.state, settle_state(sight)) == ("ready", "ready")
+        ending = finish_turn(worker, Ending("answered", answer=said.text, source=source, said=said) if is_done
+                             else stopped)
+        if not run.is_over:
+            with run.locked("typing"):
+                interrupt_turn(worker, read_turn(run).get("prompt") or "")
+    return ending
+
+
+def read_screen(run: Run, echo: Optional[Tell] = None) -> Screen:
+    """What a run's pane shows; what it showed last when the run is over."""
+    if run.is_over or run.facts["state"] == "starting":
+        return Screen(read_file(run.path("screen.txt")) or "")
+    run.check_here()
+    with Worker(run, echo) as worker:
+        return worker.capture()
 
 
 @contextlib.contextmanager
@@ -3374,35 +3847,39 @@ def watch_command(facts: dict[str, Any], how: str = "-r ") -> str:
     return "tmux -S %s attach %s-t %s" % (shlex.quote(facts["socket"]), how, shlex.quote(facts["pane"]))
 
 
-def started_line(run: Run) -> str:
+def started_line(run: Run, doing: str = "started") -> str:
     """The first line a person sees."""
-    head = "run %d: %s started" % (run.id, run.facts["profile"])
+    head = "run %d: %s %s" % (run.id, run.facts["profile"], doing)
     if run.facts["place"] == "pane":
         return "%s in pane %s, beside this one" % (head, run.facts["pane"])
     return "%s; watch: %s" % (head, watch_command(run.facts))
 
 
-def last_lines(text: str) -> list[str]:
-    """The end of a screen, as a quotation."""
-    lines = [line.rstrip() for line in text.split("\n") if line.strip()]
-    return ["  | " + line for line in lines[-LAST_LINES:]]
+def failing_lines(run: Run, ending: Ending) -> list[str]:
+    """What a person is told of a turn without an answer: the agent's words, its last screen, what to do."""
+    is_open, path = ending.outcome in OPEN_OUTCOMES, run.path("screen.txt")
+    where = watch_command(run.facts, "") if is_open else "its last screen is in %s" % path
+    fix = "%s: %s" % (ending.fix, where)
+    if ending.options:
+        fix = "%s, or: %s" % (own_command("answer %d %s" % (run.id, shlex.quote(ending.options[0]))), where)
+    screen = [line.rstrip() for line in (read_file(path) or "").split("\n") if line.strip()]
+    quoted = ["  | " + line for line in screen[-LAST_LINES:]]
+    return ["run %d: %s: %s" % (run.id, ending.outcome, ending.what), *quoted, "  try: %s" % fix]
 
 
 def ending_lines(run: Run, ending: Ending) -> list[str]:
     """What a person is told when a wait is over."""
-    seconds = read_turn(run).get("seconds")
     head = "run %d: %s" % (run.id, ending.outcome)
+    stays = "" if run.is_over else "; it stays: " + own_command('send %d "…"' % run.id)
     if ending.outcome == "answered":
         source = {"screen": "its screen"}.get(ending.source, ending.source)
-        head += " after %.1f s, from %s" % (seconds or 0.0, source)
-        return [head + ("; " + ending.what if ending.what else "")]
+        head += " after %.1f s, from %s" % (read_turn(run).get("seconds") or 0.0, source)
+        return [head + ("; " + ending.what if ending.what else "") + stays]
+    if ending.outcome == "ready":
+        return [head + stays]
     if ending.outcome == "running":
         return ["%s: %s" % (head, ending.what), "  try: %s" % ending.fix]
-    is_open = ending.outcome in OPEN_OUTCOMES
-    where = watch_command(run.facts, "") if is_open else "its last screen is in %s" % run.path("screen.txt")
-    fix = "%s: %s" % (ending.fix, where)
-    screen = read_file(run.path("screen.txt")) or ""
-    return ["%s: %s" % (head, ending.what), *last_lines(screen), "  try: %s" % fix]
+    return failing_lines(run, ending)
 
 
 def run_object(run: Run) -> dict[str, Any]:
@@ -3410,8 +3887,8 @@ def run_object(run: Run) -> dict[str, Any]:
     facts = run.facts
     return {"id": run.id, "folder": run.folder, "watch": watch_command(facts) if "pane" in facts else None,
             **{key: facts.get(key) for key in ("profile", "agent", "form", "place", "workspace", "state",
-                                               "outcome", "parent", "depth", "started_at", "ended_at",
-                                               "exit_status")}}
+                                               "outcome", "turn", "session_id", "parent", "depth",
+                                               "started_at", "ended_at", "exit_status")}}
 
 
 def result_object(run: Run, ending: Ending) -> dict[str, Any]:
@@ -3419,7 +3896,7 @@ def result_object(run: Run, ending: Ending) -> dict[str, Any]:
     return {**run_object(run), "outcome": ending.outcome, "answer": ending.answer,
             "source": ending.source or None, "what": ending.what or None, "fix": ending.fix or None,
             "model": ending.said.model or None, "tokens": ending.said.tokens,
-            "seconds": read_turn(run).get("seconds")}
+            "options": list(ending.options), "seconds": read_turn(run).get("seconds")}
 
 
 def failure_object(failure: Failure) -> dict[str, Any]:
@@ -3444,14 +3921,37 @@ def profile_line(profile: Profile, config: Config) -> str:
     return "%s %-20s %s" % (mark, profile.name, " ".join(map(shlex.quote, (profile.command, *profile.args))))
 
 
-def run_line(run: Run, now: float) -> str:
-    """A run for a person."""
+def run_line(run: Run, now: float, level: int = 0) -> str:
+    """A run for a person, indented when it was started inside others."""
     facts = run.facts
     minutes = (now - facts["started_at"]) / 60
     age = "%d min" % minutes if minutes < 120 else "%d h" % (minutes / 60)
     outcome = facts["outcome"] or facts["state"]
     workspace = clean_text(facts["workspace"]).replace("\n", "?")
-    return "%4d  %-9s %-16s %8s  %s" % (run.id, outcome, facts["profile"], age, workspace)
+    return "%s%4d  %-9s %-16s %8s  %s" % ("    " * level, run.id, outcome, facts["profile"], age, workspace)
+
+
+def order_tree(runs: list[Run]) -> list[tuple[int, Run]]:
+    """Runs with the number of runs they are inside of, each one behind the run that started it."""
+    trails: dict[str, tuple[int, ...]] = {}
+    for number, run in enumerate(runs):   # who starts a run comes before it
+        trails[run.folder] = trails.get(run.facts.get("parent_folder"), ()) + (number,)
+    ordered = sorted(runs, key=lambda run: trails[run.folder])
+    return [(len(trails[run.folder]) - 1, run) for run in ordered]
+
+
+def verdict_line(verdict: Verdict) -> str:
+    """Why a screen was judged as it was, for a person."""
+    if not verdict.rule:
+        return "%s: no rule matches" % verdict.state
+    text = clean_text(verdict.text).replace("\n", " ⏎ ")
+    return "%s, by rule %s in %s: %s" % (verdict.state, verdict.rule, verdict.region, text)
+
+
+def verdict_object(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as --json shows it."""
+    return {"verdict": verdict.state, "rule": verdict.rule or None, "region": verdict.region or None,
+            "text": clean_text(verdict.text) or None}
 
 
 def event_line(event: dict[str, Any]) -> str:
@@ -3467,16 +3967,16 @@ def event_line(event: dict[str, Any]) -> str:
 
 PIPE_PATIENCE_S = 5.0                  # a pipe that neither sends nor closes for so long is not going to
 LARGEST_PROMPT_BYTES = 16 << 20
-
-
-HIDDEN = "==SUPPRESS=="                # argparse.SUPPRESS: not in the help
+SCRATCH = "/tmp/selftalk"              # where talks work
 
 
 class Arg(NamedTuple):
-    """One argument of a verb, as argparse takes it."""
+    """One argument of a verb."""
 
-    names: tuple[str, ...]
-    options: dict[str, Any]
+    names: str                  # "-f --prompt-file", or "id" for one without a name on the command line
+    takes: str                  # what --help calls its value; "" for a switch
+    help: str                   # "" hides it
+    more: dict[str, Any] = {}   # what else argparse is told
 
 
 class Verb(NamedTuple):
@@ -3484,7 +3984,7 @@ class Verb(NamedTuple):
 
     deed: Callable[[Any], int]
     help: str
-    args: tuple[Arg, ...]
+    args: tuple[Arg, ...]   # less those that all verbs have
 
 
 def forget_output(handle: int) -> None:
@@ -3511,22 +4011,17 @@ def say(line: str) -> None:
         forget_output(2)
 
 
-def choose_tell(args: "argparse.Namespace") -> Tell:
-    """Where the talk of a wait goes: nowhere with -q."""
-    return (lambda line: None) if args.quiet else say
+def render_json(value: object) -> str:
+    """A JSON value as --json prints it."""
+    return json.dumps(value, indent=1)
 
 
-def choose_echo(args: "argparse.Namespace") -> Optional[Tell]:
-    """Where commands are shown as they are run: nowhere without -v."""
-    return (lambda line: say("  " + line)) if args.verbose else None
+def show(args: "argparse.Namespace", describe: Callable[[], object], lines: Iterable[str]) -> int:
+    """Prints a result: what `describe` returns with --json, else the lines. The exit code of success."""
+    for text in [render_json(describe())] if args.json else lines:
+        emit(text)
+    return 0
 
-
-def emit_object(value: object) -> None:
-    """One JSON value on stdout."""
-    emit(json.dumps(value, indent=1))
-
-
-# --- prompts -----------------------------------------------------------------
 
 def check_prompt(data: bytes, source: str) -> str:
     """The text of a prompt. `Unusable` for what no agent can be given."""
@@ -3540,50 +4035,41 @@ def check_prompt(data: bytes, source: str) -> str:
     except UnicodeDecodeError as error:
         raise Unusable("%s: the prompt is not UTF-8 at byte %d" % (source, error.start),
                        "convert it: iconv -t utf-8") from error
-    if not text.strip():
+    if not clean_text(text).strip():
         raise Unusable("%s: the prompt is empty" % source, "say what is to be done")
     return text
 
 
-def read_prompt_file(path: str) -> str:
-    """The prompt in a file."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise Unusable("%s: is not a file" % path, "name a file, or pipe it in")
-    try:
-        with open(path, "rb") as file:
-            return check_prompt(file.read(LARGEST_PROMPT_BYTES + 1), path)
-    except OSError as error:
-        raise Unusable("%s: cannot be read: %s" % (path, (error.strerror or str(error)).lower()),
-                       "check its name and its permissions") from error
-
-
 def read_stdin_prompt(handle: int) -> str:
-    """The prompt on stdin, when stdin is a file or a pipe: a terminal and /dev/null are no prompt."""
-    try:
-        kind = os.fstat(handle).st_mode
-    except OSError:
-        kind = 0
-    if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)):
-        raise Unusable("no prompt", "add it as words, as -f FILE, or on stdin")
+    """The prompt on stdin, when stdin is a file or a pipe; "" for a terminal or /dev/null: they are none."""
+    facts = read_stat(handle)
+    if not facts or stat.S_IFMT(facts.st_mode) not in (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK):
+        return ""
     if not select.select([handle], [], [], PIPE_PATIENCE_S)[0]:
         raise Unusable("stdin: a pipe that sends nothing and does not close",
                        "close it (< /dev/null) or give the prompt as words")
     with open(handle, "rb", closefd=False) as file:
-        return check_prompt(file.read(LARGEST_PROMPT_BYTES + 1), "stdin")
+        data = file.read(LARGEST_PROMPT_BYTES + 1)
+    return check_prompt(data, "stdin") if data else ""
 
 
-def choose_prompt(args: "argparse.Namespace") -> str:
-    """The prompt: words, or a file, or stdin."""
-    if args.words and args.prompt_file is not None:
-        raise Unusable("a prompt in words and one in %s" % args.prompt_file, "give one of them")
+def find_prompt(args: "argparse.Namespace") -> str:
+    """The prompt: words, a file, or stdin. `Unusable` when there is none; "" for a talk: it may begin so."""
+    path = args.prompt_file
+    if args.words and path is not None:
+        raise Unusable("a prompt in words and one in %s" % path, "give one of them")
     if args.words:
         return check_prompt(b" ".join(map(os.fsencode, args.words)), "the command line")
-    if args.prompt_file not in (None, "-"):
-        return read_prompt_file(args.prompt_file)
-    return read_stdin_prompt(0)
+    if path not in (None, "-"):
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise Unusable("%s: is not a file" % path, "name a file, or pipe it in")
+        with using_file(path, "read", "check its name and its permissions"), open(path, "rb") as file:
+            return check_prompt(file.read(LARGEST_PROMPT_BYTES + 1), path)
+    prompt = read_stdin_prompt(0)
+    if not prompt and not getattr(args, "talk", None):
+        raise Unusable("no prompt", "add it as words, as -f FILE, or on stdin")
+    return prompt
 
-
-# --- the worker of the demo --------------------------------------------------
 
 def draw(*lines: str) -> None:
     """Draws the demo worker's screen anew."""
@@ -3612,8 +4098,8 @@ def ask_first_question() -> bool:
 
 def play_demo_worker(prompt: str) -> int:
     """A worker with the manners of a real one: it asks, gets ready, works a moment, answers, and stays."""
-    folder = re.search(r"^(.*)/done\.md\.tmp$", prompt, re.MULTILINE)
-    if not folder or not os.isatty(0):
+    summary = re.search(r"^(.*/done\.md)\.tmp$", prompt, re.MULTILINE)
+    if not summary or not os.isatty(0):
         raise Unusable("demo --worker: is started by the demo only", own_command("demo"))
     if not ask_first_question():
         return 1
@@ -3622,13 +4108,10 @@ def play_demo_worker(prompt: str) -> int:
         draw("Demo worker", "", "* Working… (%.1f s · esc to interrupt)" % waited_s)
     answer = "I am the demo worker: I asked a question, worked for a second, and published this summary."
     draw("Demo worker", "", answer, "", "> ")
-    write_file(os.path.join(folder.group(1), "done.md.tmp"), answer + "\n")
-    os.replace(os.path.join(folder.group(1), "done.md.tmp"), os.path.join(folder.group(1), "done.md"))
+    write_file(summary.group(1), answer + "\n")
     select.select([0], [], [], 30.0)   # it stays, as the real ones do, but not for ever
     return 0
 
-
-# --- verbs -------------------------------------------------------------------
 
 def load_config(args: "argparse.Namespace") -> Config:
     """The config that was named, or the user's, or what is built in."""
@@ -3637,13 +4120,10 @@ def load_config(args: "argparse.Namespace") -> Config:
     path = args.config or os.path.join(home, "selftalk", "config.yaml")
     if not args.config and not os.path.lexists(path):
         return built_in_config()
+    with using_file(path, "read", "check --config"), open(path, "rb") as file:
+        data = file.read()
     try:
-        with open(path, "rb") as file:
-            text = file.read().decode("utf-8-sig")
-        return read_config(text, path)
-    except OSError as error:
-        words = (error.strerror or str(error)).lower()
-        raise Unusable("%s: cannot be read: %s" % (path, words), "check --config") from error
+        return read_config(data.decode("utf-8-sig"), path)
     except UnicodeDecodeError as error:
         raise Unusable("%s: is not UTF-8 at byte %d" % (path, error.start),
                        "convert it: iconv -t utf-8") from error
@@ -3659,77 +4139,147 @@ def current_folder() -> str:
         raise Unusable("the current folder does not exist any more", "cd to one that does") from error
 
 
-def show_ending(run: Run, ending: Ending, args: "argparse.Namespace") -> int:
+def show_ending(args: "argparse.Namespace", run: Run, ending: Ending) -> int:
     """Prints how a wait ended; the exit code."""
-    if args.json:
-        emit_object(result_object(run, ending))
-    elif ending.answer:
-        emit(ending.answer)
+    show(args, lambda: result_object(run, ending), filter(None, [ending.answer]))
     for line in ending_lines(run, ending):
-        choose_tell(args)(line)
+        args.tell(line)
     return OUTCOMES[ending.outcome][0]
 
 
-def cmd_run(args: "argparse.Namespace") -> int:
-    """Starts a worker on a task and waits for its answer."""
-    config = load_config(args)
-    profile = find_profile(config, args.profile)
-    profile = profile._replace(args=profile.args + tuple(args.arg))
-    request = Request(profile, choose_prompt(args), resolve_workspace(args.cwd or current_folder()),
-                      args.place, args.keep, args.max_time, args.stall, config.max_depth)
-    run, tell = start_run(request, dict(os.environ), choose_echo(args)), choose_tell(args)
+def show_answer(args: "argparse.Namespace", run: Run, *lines: str) -> int:
+    """Tells `lines`, waits until the turn of a run has ended, and prints how; the exit code."""
     with named_interrupt(run):
-        tell(started_line(run))
-        if args.place == "pane" and run.facts["place"] != "pane":
-            tell("run %d: no room for a pane here: it is in a session" % run.id)
-        return show_ending(run, await_run(run, args.wait, tell, choose_echo(args)), args)
+        for line in lines:
+            args.tell(line)
+        return show_ending(args, run, await_run(run, args.wait, args.tell, args.echo))
+
+
+def choose_profile(args: "argparse.Namespace", config: Config) -> Profile:
+    """The profile that was asked for: a letter means the config's profile of that agent's name, if there is
+    one, else what is built in."""
+    if args.smart_route:
+        raise Unusable("-e: this version does not choose by quota", "leave it out")
+    if not args.talk:
+        return find_profile(config, args.profile)
+    if args.profile or args.verb_given or len(set(args.talk)) > 1:
+        raise Unusable("more than one target: a letter chooses an agent, -p or `run` a profile",
+                       "keep one of them")
+    return find_profile(config if args.talk[0] in config.profiles else built_in_config(), args.talk[0])
+
+
+def choose_workspace(args: "argparse.Namespace") -> str:
+    """Where the agent works: a talk in a neutral folder, unless it is told otherwise."""
+    if args.talk and not (args.cwd or args.here):
+        return make_scratch(SCRATCH)
+    return resolve_workspace(args.cwd or current_folder())
+
+
+def cmd_run(args: "argparse.Namespace") -> int:
+    """Starts a worker on a task, or a talk, and waits for its answer."""
+    config = load_config(args)
+    profile = choose_profile(args, config)
+    form, place = ("talk", args.place or "session") if args.talk else ("task", args.place)
+    request = Request(profile, find_prompt(args), choose_workspace(args), form, tuple(args.arg), place,
+                      args.keep or bool(args.talk) and not args.once, args.max_time, args.stall,
+                      config.max_depth)
+    run = start_run(request, dict(os.environ), args.echo)
+    lines = [started_line(run)]
+    if args.place == "pane" and run.facts["place"] != "pane":
+        lines.append("run %d: no room for a pane here: it is in a session" % run.id)
+    return show_answer(args, run, *lines)
+
+
+def cmd_send(args: "argparse.Namespace") -> int:
+    """Gives a run its next prompt and waits for the answer."""
+    run = find_run(args.state, args.id)
+    agent, name = AGENTS[run.facts["agent"]], run.facts["profile"]
+
+    def find_its_profile() -> Profile:
+        config = load_config(args)
+        return find_profile(config if name in config.profiles else built_in_config(), name)
+
+    request = Request(Profile(name, agent.command, agent), find_prompt(args), run.facts["workspace"],
+                      run.facts["form"], tuple(run.facts["extra_args"]), max_time_s=args.max_time,
+                      stall_s=args.stall)
+    send_prompt(run, request, find_its_profile, dict(os.environ), args.echo)
+    return show_answer(args, run, started_line(run, "asked"))
+
+
+def cmd_answer(args: "argparse.Namespace") -> int:
+    """Answers an agent's question and goes on waiting."""
+    run = find_run(args.state, args.id)
+    with named_interrupt(run):
+        label = answer_question(run, args.choice, args.echo)
+    return show_answer(args, run, "run %d: answered its question with: %s" % (run.id, label))
+
+
+def cmd_interrupt(args: "argparse.Namespace") -> int:
+    """Ends the turn of a run."""
+    run = find_run(args.state, args.id)
+    ending = interrupt_run(run, args.echo)
+    show(args, lambda: result_object(run, ending), ())
+    args.tell("run %d: %s" % (run.id, ending.what or ending.outcome))
+    return 0
+
+
+def read_screen_file(path: str) -> Screen:
+    """A recorded screen; its title is in the file beside it that ends in .info, as `title=[…]`."""
+    text = read_file(path)
+    if text is None:
+        raise Unusable("%s: is neither a run nor a file that can be read" % path, own_command("list"))
+    found = re.search(r"title=\[(.*)\]", read_file(os.path.splitext(path)[0] + ".info") or "")
+    return Screen(text, found.group(1) if found else "")
+
+
+def cmd_explain(args: "argparse.Namespace") -> int:
+    """Says what a screen means, and by which rule."""
+    if as_number(args.screen) is not None or args.screen == "last":
+        run = find_run(args.state, args.screen)
+        screen, name = read_screen(run, args.echo), run.facts["agent"]
+    else:
+        screen, name = read_screen_file(args.screen), args.agent
+    if name not in AGENTS:
+        known = ", ".join(row.name for row in AGENT_ROWS if row.pane.rules)
+        raise Unusable("--agent: %s" % ("`%s` is not known" % name if name else "whose screen is it?"), known)
+    verdict = judge_screen(screen, AGENTS[name].pane.rules, AGENTS[name].pane.marks)
+    return show(args, lambda: verdict_object(verdict), [verdict_line(verdict)])
 
 
 def cmd_wait(args: "argparse.Namespace") -> int:
     """Goes on waiting for a run."""
-    run = find_run(state_folder(dict(os.environ)), args.id)
-    with named_interrupt(run):
-        return show_ending(run, await_run(run, args.wait, choose_tell(args), choose_echo(args)), args)
+    return show_answer(args, find_run(args.state, args.id))
 
 
 def cmd_stop(args: "argparse.Namespace") -> int:
     """Ends runs: all of them, also when there is trouble with one."""
-    runs = [find_run(state_folder(dict(os.environ)), word) for word in args.ids]
-    tell, trouble = choose_tell(args), None
+    runs = [find_run(args.state, word) for word in args.ids]
+    trouble = None
     for run in runs:
         try:
-            was_alive = stop_run(run, choose_echo(args))
-            tell("run %d: %s" % (run.id, "stopped" if was_alive else "was over already"))
+            was_alive = stop_run(run, args.echo)
+            args.tell("run %d: %s" % (run.id, "stopped" if was_alive else "was over already"))
         except Failure as failure:
             trouble = trouble or failure
     if trouble:
         raise trouble
-    if args.json:
-        emit_object([run_object(run) for run in runs])
-    return 0
+    return show(args, lambda: [run_object(run) for run in runs], ())
 
 
 def cmd_list(args: "argparse.Namespace") -> int:
     """Shows the runs."""
-    runs = read_runs(state_folder(dict(os.environ)), "runs", choose_tell(args))
-    if args.json:
-        emit_object([run_object(run) for run in runs])
-        return 0
-    for run in runs:
-        emit(run_line(run, time.time()))
-    return 0
+    runs = read_runs(args.state, "runs", args.tell)
+    rows = order_tree(runs) if args.tree else [(0, run) for run in runs]
+    return show(args, lambda: [run_object(run) for run in runs],
+                (run_line(run, time.time(), level) for level, run in rows))
 
 
 def cmd_profiles(args: "argparse.Namespace") -> int:
     """Shows the profiles."""
     config = load_config(args)
-    if args.json:
-        emit_object([profile_object(profile, config, current_folder())
-                      for profile in config.profiles.values()])
-        return 0
-    for profile in config.profiles.values():
-        emit(profile_line(profile, config))
-    return 0
+    profiles = config.profiles.values()
+    return show(args, lambda: [profile_object(profile, config, current_folder()) for profile in profiles],
+                (profile_line(profile, config) for profile in profiles))
 
 
 def cmd_demo(args: "argparse.Namespace") -> int:
@@ -3741,19 +4291,17 @@ def cmd_demo(args: "argparse.Namespace") -> int:
     with tempfile.TemporaryDirectory(prefix="selftalk-demo-") as folder:
         profile = Profile("demo", sys.executable, DEMO, (os.path.abspath(__file__), "demo", "--worker"))
         request = Request(profile, "Say what you are.", os.path.realpath(folder), place="session")
-        run = start_run(request, dict(os.environ, XDG_STATE_HOME=folder), choose_echo(args))
+        run = start_run(request, dict(os.environ, XDG_STATE_HOME=folder), args.echo)
         say(started_line(run))
         try:
-            ending = await_run(run, 60.0, say, choose_echo(args))
+            ending = await_run(run, 60.0, say, args.echo)
         finally:
             stop_run(run)
         say("what happened, from %s:" % run.path("events.jsonl"))
         for line in (read_file(run.path("events.jsonl")) or "").splitlines():
             say(event_line(json.loads(line)))
-        return show_ending(run, ending, args)
+        return show_ending(args, run, ending)
 
-
-# --- parser and main ---------------------------------------------------------
 
 def parse_seconds(text: str) -> float:
     """Seconds above 0, for argparse: as 90, 90s, 5m or 2h."""
@@ -3765,59 +4313,64 @@ def parse_seconds(text: str) -> float:
     return number
 
 
-COMMON = (
-    Arg(("--json",),           dict(action="store_true", help="one JSON value on stdout")),
-    Arg(("-q", "--quiet"),     dict(action="store_true", help="no talk on stderr")),
-    Arg(("-v", "--verbose"),   dict(action="store_true", help="show the tmux commands")),
+COMMON = (   # of all verbs
+    Arg("--json",       "", "one JSON value on stdout"),
+    Arg("-q --quiet",   "", "no talk on stderr",
+        dict(dest="tell", action="store_const", const=lambda line: None, default=say)),
+    Arg("-v --verbose", "", "show the tmux commands",
+        dict(dest="echo", action="store_const", const=lambda line: say("  " + line))),
 )
-CONFIG = (
-    Arg(("--config",),         dict(metavar="PATH", default="",
-                                    help="a config instead of ~/.config/selftalk/config.yaml")),
-)
+CONFIG = (Arg("--config", "PATH", "a config instead of ~/.config/selftalk/config.yaml", dict(default="")),)
 WAIT = (
-    Arg(("--wait",),           dict(type=parse_seconds, default=float("inf"), metavar="S",
-                                    help="wait so long, then exit with 75")),
+    Arg("--wait", "S", "wait so long, then exit with 75", dict(type=parse_seconds, default=float("inf"))),
 )
-TASK = (
-    Arg(("words",),            dict(nargs="*", metavar="PROMPT", help="the prompt; else -f FILE or stdin")),
-    Arg(("-p", "--profile"),   dict(default="", metavar="NAME", help="the profile to use")),
-    Arg(("-f", "--prompt-file"), dict(metavar="FILE", help="read the prompt from a file")),
-    Arg(("--cwd",),            dict(default="", metavar="DIR",
-                                    help="where the agent works; else the current folder")),
-    Arg(("--pane",),           dict(dest="place", action="store_const", const="pane",
-                                    help="in a pane beside this one")),
-    Arg(("--session",),        dict(dest="place", action="store_const", const="session",
-                                    help="in a detached session")),
-    Arg(("--keep",),           dict(action="store_true", help="leave the worker alive when it is done")),
-    Arg(("--max-time",),       dict(type=parse_seconds, default=0.0, metavar="S",
-                                    help="end the worker after so long")),
-    Arg(("--stall",),          dict(type=parse_seconds, default=STALL_S, metavar="S",
-                                    help="give up when nothing moves for so long")),
-    Arg(("--arg",),            dict(action="append", default=[], metavar="ARG",
-                                    help="one more argument for the agent")),
+PROMPT = (
+    Arg("words",            "PROMPT", "the prompt; else -f FILE or stdin", dict(nargs="*")),
+    Arg("-f --prompt-file", "FILE",   "read the prompt from a file"),
+    Arg("--max-time",       "S",      "end the worker after so long", dict(type=parse_seconds, default=0.0)),
+    Arg("--stall", "S", "give up when nothing moves for so long", dict(type=parse_seconds, default=STALL_S)),
 )
+TASK = PROMPT + tuple(
+    Arg("-" + row.flag, "", "talk to %s" % row.name, dict(dest="talk", action="append_const", const=row.name))
+    for row in AGENT_ROWS if row.flag) + (
+    Arg("-e --smart-route", "",     ""),
+    Arg("-p --profile",     "NAME", "the profile to use for a task", dict(default="")),
+    Arg("--here",           "",     "a talk works in the current folder"),
+    Arg("--cwd",            "DIR",  "where the agent works", dict(default="")),
+    Arg("--once",           "",     "end a talk's agent after its answer"),
+    Arg("--pane",    "", "in a pane beside this one", dict(dest="place", action="store_const", const="pane")),
+    Arg("--session", "", "in a detached session", dict(dest="place", action="store_const", const="session")),
+    Arg("--keep",           "",     "leave the worker alive when it is done"),
+    Arg("--arg",            "ARG",  "one more argument for the agent", dict(action="append", default=[])),
+)
+ID = (Arg("id", "ID", "a run's number, or last"),)
+IDS = (Arg("ids", "ID", "runs' numbers, or last", dict(nargs="+")),)
+CHOICE = (Arg("choice", "CHOICE", "a label, its beginning, or 1"),)
+SCREEN = (Arg("screen", "ID|FILE", "a run, or a recorded screen"),
+          Arg("--agent", "NAME", "whose screen a FILE is", dict(default="")))
+TREE = (Arg("--tree", "", "each below the run that started it"),)
+WORKER = (Arg("--worker", "", ""), Arg("words", "PROMPT", "", dict(nargs="*")))
 COMMANDS = {
-    "run":      Verb(cmd_run,      "hand a task to an agent and print its answer",
-                     TASK + CONFIG + WAIT + COMMON),
-    "wait":     Verb(cmd_wait,     "go on waiting for a run",
-                     (Arg(("id",), dict(metavar="ID", help="a run's number, or last")),) + WAIT + COMMON),
-    "stop":     Verb(cmd_stop,     "end runs",
-                     (Arg(("ids",), dict(nargs="+", metavar="ID", help="runs' numbers, or last")),) + COMMON),
-    "list":     Verb(cmd_list,     "show the runs", COMMON),
-    "profiles": Verb(cmd_profiles, "show the profiles", CONFIG + COMMON),
-    "demo":     Verb(cmd_demo,     "see the whole cycle with a built-in worker, no account needed",
-                     (Arg(("--worker",), dict(action="store_true", help=HIDDEN)),
-                      Arg(("words",), dict(nargs="*", help=HIDDEN))) + COMMON),
+    "run":      Verb(cmd_run,      "hand a task to an agent and print its answer", TASK + CONFIG + WAIT),
+    "wait":     Verb(cmd_wait,     "go on waiting for a run", ID + WAIT),
+    "send":     Verb(cmd_send,     "give a run its next prompt, also one that was stopped",
+                     ID + PROMPT + CONFIG + WAIT),
+    "answer":   Verb(cmd_answer,   "answer an agent's question with one of its options", ID + CHOICE + WAIT),
+    "interrupt": Verb(cmd_interrupt, "end the turn of a run; the agent of a talk stays", ID),
+    "explain":  Verb(cmd_explain,  "say what a screen means, and by which rule", SCREEN),
+    "stop":     Verb(cmd_stop,     "end runs", IDS),
+    "list":     Verb(cmd_list,     "show the runs", TREE),
+    "profiles": Verb(cmd_profiles, "show the profiles", CONFIG),
+    "demo":     Verb(cmd_demo,     "see the whole cycle with a built-in worker, no account needed", WORKER),
 }
 
-COMING_VERBS = ("send", "answer", "show", "result", "screen", "log", "attach", "interrupt", "prune", "usage",
-                "doctor", "explain", "install-skill", "skill", "monitor", "trust", "diff", "merge")
+COMING_VERBS = ("show", "result", "screen", "log", "attach", "prune", "usage", "doctor", "install-skill",
+                "skill", "monitor", "trust", "diff", "merge")
 
 HELP = """selftalk %s: hand a prompt to another coding agent and get its answer back.
 
-  selftalk.py run -p NAME "prompt"
-  selftalk.py run -p NAME < plan.md
-  selftalk.py -p NAME "prompt"
+  selftalk.py -c "prompt"              talk to an agent (-c, -g, -x)
+  selftalk.py run -p NAME < plan.md    hand a task to a profile
 
 %s
 
@@ -3829,17 +4382,12 @@ Exit codes:
 
 def help_text() -> str:
     """What --help prints."""
-    verbs = "\n".join("  %-10s %s" % (name, verb.help) for name, verb in COMMANDS.items())
+    verbs = "\n".join("  %-9s  %s" % (name, verb.help) for name, verb in COMMANDS.items())
     codes = [(code, outcome) for outcome, (code, _) in OUTCOMES.items()]
     codes += [(failure.code, failure.word) for failure in FAILURES if failure is not Failure]
     ordered = ["%d %s" % pair for pair in sorted(codes)]
     rows = "\n".join("  " + " · ".join(ordered[at:at + 5]) for at in range(0, len(ordered), 5))
     return HELP % (VERSION, verbs, rows)
-
-
-def version_text() -> str:
-    """Which copy this is: it is vendored, so the version alone does not tell."""
-    return "selftalk %s (%08x)" % (VERSION, binascii.crc32(read_bytes(os.path.abspath(__file__)) or b""))
 
 
 def refuse_arguments(message: str) -> None:
@@ -3853,8 +4401,10 @@ def make_parser(name: str) -> "argparse.ArgumentParser":
     parser = argparse.ArgumentParser(prog="selftalk.py " + name, description=COMMANDS[name].help,
                                      allow_abbrev=False, add_help=False)
     parser.error = refuse_arguments
-    for arg in COMMANDS[name].args:
-        parser.add_argument(*arg.names, **arg.options)
+    for arg in COMMANDS[name].args + COMMON:
+        kind = {"metavar": arg.takes} if arg.takes else {"action": "store_true"}
+        options = {**kind, "help": arg.help or argparse.SUPPRESS, **arg.more}
+        parser.add_argument(*arg.names.split(), **options)
     return parser
 
 
@@ -3869,9 +4419,9 @@ def check_verb(words: list[str]) -> None:
     word, rest = words[0], words[1:]
     if not all(as_number(one) is not None or one == "last" or one.startswith("-") for one in rest):
         return
-    near = word if word in COMING_VERBS else find_near_miss(word, COMMANDS)
     if word in COMING_VERBS:
         raise Unusable("`%s` is not in this version" % word, "as a prompt: selftalk.py run -- %s" % word)
+    near = find_near_miss(word, COMMANDS)
     if near and word.isalpha():
         raise Unusable("`%s` is no verb" % word,
                        "did you mean `%s`? As a prompt: selftalk.py run -- %s" % (near, word))
@@ -3880,11 +4430,13 @@ def check_verb(words: list[str]) -> None:
 def dispatch(words: list[str]) -> int:
     """Does what the command line says; the exit code. Without a verb it is a task."""
     words, literal_words = split_words(words)
+    while len(words) > 1 and words[0] in ("--json", "-q", "--quiet", "-v", "--verbose"):
+        words = words[1:] + words[:1]   # before a verb they mean the same
     if words[:1] in (["--help"], ["-h"], ["help"]):
         emit(help_text().rstrip("\n"))
         return 0
-    if words[:1] == ["--version"]:
-        emit(version_text())
+    if words[:1] == ["--version"]:   # and which copy: it is vendored, so the version alone does not tell
+        emit("selftalk %s (%08x)" % (VERSION, binascii.crc32(read_bytes(os.path.abspath(__file__)) or b"")))
         return 0
     has_verb = bool(words) and words[0] in COMMANDS
     name = words[0] if has_verb else "run"
@@ -3895,10 +4447,12 @@ def dispatch(words: list[str]) -> int:
         emit(parser.format_help().rstrip("\n"))
         return 0
     args = parser.parse_intermixed_args(words[1:] if has_verb else words)
+    args.verb_given = has_verb
     if literal_words:
         args.words = getattr(args, "words", []) + literal_words
-    if name != "demo":
-        collect_runs(state_folder(dict(os.environ)), choose_tell(args))
+    if name != "demo":   # which has a state folder of its own
+        args.state = state_folder(dict(os.environ))
+        collect_runs(args.state, args.tell)
     return COMMANDS[name].deed(args)
 
 
@@ -3912,15 +4466,9 @@ def prepare_streams() -> None:
 
 def report_failure(failure: Failure, as_json: bool) -> int:
     """Tells a person, and a program, what went wrong; the exit code."""
-    try:
-        if as_json:
-            emit_object(failure_object(failure))
-    except Failure as output_failure:
-        say(output_failure.what)
-    if failure.what:
-        say(failure.what)
-    if failure.fix:
-        say("  try: " + failure.fix)
+    trouble = attempt(lambda: emit(render_json(failure_object(failure)))) if as_json else ""
+    for line in filter(None, (trouble, failure.what, failure.fix and "  try: " + failure.fix)):
+        say(line)
     return failure.code
 
 
@@ -3940,5 +4488,4 @@ def main(words: list[str]) -> int:
 if __name__ == "__main__":
     if sys.getfilesystemencoding().lower() != "utf-8":   # Latin-1 would mangle names and prompts
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.argv])
-    status = main(sys.argv[1:])
-    os._exit(status)   # all is written and flushed; taking the interpreter apart would cost 5 ms more
+    os._exit(main(sys.argv[1:]))   # all is flushed; taking the interpreter apart would cost 5 ms more

@@ -133,6 +133,31 @@ def measure_many(bench):
     print("20 runs at once                         %d of 20 right, in %.1f s" % (right, time.monotonic() - started))
 
 
+TALKER_START_S = 0.3     # from its start to its first screen, which waits for a prompt
+
+
+def measure_talk(bench):
+    """Seconds from a screen that is ready to a prompt that is submitted, and from an agent that is done to the end
+    of the command that prints its answer."""
+    talker = bench.write("talker", "#!/bin/sh\nexec %s %s \"$@\"\n" % (PYTHON, os.path.join(ROOT, "tests", "fake_talker.py")))
+    os.chmod(talker, 0o755)
+    config = bench.write("talk.yaml", "profiles: {claude: {command: %s, interface: claude}}\n" % talker)
+    log = bench.write("talker.jsonl", "")
+    bench.env.update(TALKER="start=%g; busy=1" % TALKER_START_S, TALKER_LOG=log, CLAUDE_CONFIG_DIR=bench.folder)
+    base, submitted, printed = [PYTHON, PROGRAM], [], []
+    for number in range(ROUNDS):
+        bench.run([*base, "-c", "--cwd", bench.folder, "--config", config, "prompt %d" % number], 0)
+        ended = time.time()
+        entries = [json.loads(line) for line in open(log)]
+        at = {kind: max(entry["at"] for entry in entries if kind in entry) for kind in ("started", "prompt", "done")}
+        submitted.append(at["prompt"] - at["started"] - TALKER_START_S)
+        printed.append(ended - at["done"])
+        bench.run([*base, "stop", "last"], 0)
+    recipe_s = 3.0   # what a recipe with fixed sleeps waits before it types
+    print("a talk, agent busy 1 s                  ready to submitted %.3f s (a fixed sleep: %.0f s) · done to printed %.3f s"
+          % (statistics.median(submitted), recipe_s, statistics.median(printed)))
+
+
 def measure_start(bench):
     """CPU of --version beside the bare interpreter."""
     ours = statistics.median(bench.run([PYTHON, PROGRAM, "--version"], 0)[1] for _ in range(15))
@@ -149,6 +174,7 @@ def main():
         compare_overhead(bench)
         measure_wait(bench)
         measure_many(bench)
+        measure_talk(bench)
     finally:
         shutil.rmtree(folder)
 

@@ -144,7 +144,7 @@ def test_a_python_that_is_too_old_is_told_so_in_two_lines():
     ([" \t\n\u2003"], None, "the command line: the prompt is empty"),
     ([b"a\xffb"], None, "the command line: the prompt is not UTF-8 at byte 1"),
     ([], None, "no prompt"),
-    ([], b"", "stdin: the prompt is empty"),
+    ([], b"", "no prompt"),
     ([], b" \n\r\n", "stdin: the prompt is empty"),
     ([], b"a\0b", "stdin: the prompt holds a NUL byte at 1"),
     ([], b"ab\xff", "stdin: the prompt is not UTF-8 at byte 2"),
@@ -441,8 +441,8 @@ def test_silence_is_counted_across_waits(sandbox):
 def test_a_wait_that_ends_before_the_start_is_a_wait_that_is_over(sandbox):
     folder = pathlib.Path(selftalk.new_run(str(sandbox.state), {
         "profile": "p", "agent": "demo", "started_at": 1.0, "workspace": "/", "keep": False, "depth": 1, "parent": None, "form": "task",
-        "max_time_s": 0.0, "stall_s": 600.0, "tmux": [3, 3], "record_home": "", "machine": selftalk.name_machine(),
-        "caller": selftalk.process_fact(selftalk.read_process(os.getpid()))}).folder)
+        "max_time_s": 0.0, "stall_s": 600.0, "tmux": [3, 3], "record_home": "", "turn": 1, "asked_at": 1.0, "session_id": "", "extra_args": [], "machine": selftalk.name_machine(),
+        "caller": selftalk.read_process(os.getpid())}).folder)
     assert sandbox.run("wait", "1", "--wait", "0.1")[0] == 75
     selftalk.remove_folder(str(folder))
 
@@ -489,8 +489,8 @@ def test_without_runs_the_list_is_empty(sandbox):
     assert sandbox.run("list") == (0, "", "") and sandbox.run_json("list") == (0, [])
 
 
-RESULT_KEYS = {"id", "folder", "watch", "profile", "agent", "form", "place", "workspace", "state", "outcome", "parent", "depth",
-               "started_at", "ended_at", "exit_status", "answer", "source", "what", "fix", "model", "tokens", "seconds"}
+RESULT_KEYS = {"id", "folder", "watch", "profile", "agent", "form", "place", "workspace", "state", "outcome", "turn", "session_id", "parent", "depth",
+               "started_at", "ended_at", "exit_status", "answer", "source", "what", "fix", "model", "tokens", "options", "seconds"}
 
 
 def test_the_answer_is_on_stdout_the_talk_on_stderr_and_json_has_these_keys(sandbox):
@@ -506,7 +506,7 @@ def test_the_answer_is_on_stdout_the_talk_on_stderr_and_json_has_these_keys(sand
 
 def test_the_exit_codes_are_the_promised_ones():
     assert {outcome: code for outcome, (code, _) in selftalk.OUTCOMES.items()} == {
-        "answered": 0, "failed": 1, "died": 1, "stopped": 1, "login": 4, "asks": 5, "limited": 6, "stalled": 7, "late": 8, "running": 75}
+        "answered": 0, "ready": 0, "failed": 1, "died": 1, "stopped": 1, "login": 4, "asks": 5, "limited": 6, "stalled": 7, "late": 8, "running": 75}
     assert {failure.word: failure.code for failure in selftalk.FAILURES} == {
         "failed": 1, "usage": 2, "missing": 3, "interrupted": 130}
 

@@ -8,7 +8,7 @@ from selftalk import OUTCOMES, Ending, FromEnv, Run, Said
 
 FACTS = {"profile": "codex", "agent": "codex", "form": "task", "place": "session", "workspace": "/w", "state": "over",
          "outcome": "answered", "parent": None, "depth": 1, "started_at": 1000.0, "ended_at": 1012.5, "exit_status": 0,
-         "socket": "/s p/selftalk-7", "pane": "%0"}
+         "socket": "/s p/selftalk-7", "pane": "%0", "turn": 1, "session_id": ""}
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_an_answer_that_came_in_another_way_says_so(run):
     assert line.endswith("; the worker went idle")
 
 
-@pytest.mark.parametrize("outcome", sorted(set(OUTCOMES) - {"answered"}))
+@pytest.mark.parametrize("outcome", sorted(set(OUTCOMES) - {"answered", "ready"}))
 def test_every_other_ending_says_what_happened_and_last_what_to_do(run, outcome):
     lines = selftalk.ending_lines(run, Ending(outcome, "it happened", "do this"))
     assert lines[0] == "run 7: %s: it happened" % outcome and lines[-1].startswith("  try: do this")
@@ -64,14 +64,14 @@ def test_a_run_that_never_got_a_socket_can_be_shown(run):
 
 def test_the_keys_of_a_run_are_pinned(run):
     assert set(selftalk.run_object(run)) == {
-        "id", "folder", "watch", "profile", "agent", "form", "place", "workspace", "state", "outcome", "parent", "depth",
+        "id", "folder", "watch", "profile", "agent", "form", "place", "workspace", "state", "outcome", "turn", "session_id", "parent", "depth",
         "started_at", "ended_at", "exit_status"}
 
 
 def test_the_keys_of_a_result_are_those_of_a_run_and_these(run):
     ending = Ending("answered", answer="größe", source="done.md", said=Said(model="m", tokens={"input": 1}))
     found = selftalk.result_object(run, ending)
-    assert set(found) - set(selftalk.run_object(run)) == {"answer", "source", "what", "fix", "model", "tokens", "seconds"}
+    assert set(found) - set(selftalk.run_object(run)) == {"answer", "source", "what", "fix", "model", "tokens", "options", "seconds"}
     assert (found["answer"], found["source"], found["what"], found["model"], found["tokens"], found["seconds"]) == (
         "größe", "done.md", None, "m", {"input": 1}, 12.5)
     assert json.loads(json.dumps(found)) == found

@@ -5,11 +5,13 @@ import time
 
 import pytest
 
-from selftalk import (AGENTS, Rule, Screen, Verdict, cut_region, find_options, judge_screen, plan_keys)
+from selftalk import (AGENTS, Rule, Screen, Verdict, cut_pieces, cut_region, find_options, holds_prompt, judge_screen, letters,
+                      plan_keys, read_composer)
 
 SCREENS = pathlib.Path(__file__).resolve().parent / "screens"
 FILES = sorted(SCREENS.glob("*/*/*/*.txt"))
-CAPTURES = [path for path in FILES if path.parent.name != "prose"]
+CAPTURES = [path for path in FILES if path.parent.name not in ("prose", "composer")]
+COMPOSED = [path for path in FILES if path.parent.name == "composer"]
 PROSE = [path for path in FILES if path.parent.name == "prose"]
 STATES = ("ready", "busy", "asks", "limited", "failed", "login", "unknown")
 AGENTS_SEEN = sorted({path.parts[-4] for path in FILES})
@@ -297,3 +299,100 @@ def test_a_dialog_that_may_be_answered_is_recognised_on_its_captures_only(agent)
                 assert not dialog.choose or plan_keys(find_options(bottom), dialog.choose)
                 found.setdefault(dialog.name, path)
     assert set(found) == {dialog.name for dialog in dialogs}
+
+
+# --- the composer ---------------------------------------------------------------------------------------------
+
+def texts_of(size):
+    """What was pasted for the captures of one size, by the capture's name."""
+    width = int(size.split("x")[0])
+
+    def lines(form, last):
+        return "\n".join(form % number for number in range(1, last + 1))
+
+    return {
+        "one-line": "Fix the failing test, please.", "at-word": "look at @README", "at-word-none": "mail to me@nowhere",
+        "long-line": " ".join("word%d of a long line" % number for number in range(40))[:int(width * 2.4)],
+        "three-lines": "First line of three\n\tsecond - indented\nthird, the last", "blank-between": "First paragraph\n\nsecond paragraph",
+        "twelve-lines": lines("line %d of twelve", 12), "chip-30-lines": lines("line %d of thirty", 30),
+        "chip-30-lines-hint-gone": lines("row %d", 30), "expanded-30-lines": lines("line %d of thirty", 30),
+        "pieces-20-lines": lines("piece line %d of twenty", 20), "sixty-lines": lines("r%d", 60), "chip-10k-one-line": "tenk " * 2000,
+        "chip-200k": "\n".join("row %05d %s" % (number, "x" * 89) for number in range(2000)),
+        "emoji-cjk": "Grüße 😀👩\u200d💻 漢字かな한글 مرحبا é", "wide-long-line": "漢字かな交じり文" * (width // 10),
+        "quoting-frames": "❯ is it esc to interrupt?\n" + "─" * 24 + "\n  > no",
+        "backslash": "ends in a backslash\\", "question": "?", "short-a": "a", "dollar": "use $name",
+        "three-long-lines": "\n".join(("line %d " % number) * (width // 12) for number in range(3)),
+        "leading-slash": " /help me", "hash": "# heading", "sigil-bang": " !echo hi", "typed-after-finished": "a second, please",
+        "typed-after-failed": "try that again", "typed-over-ghost": "typed over a ghost",
+    }
+
+
+def composer_of(path):
+    submit = AGENTS[path.parts[-4]].pane.submit
+    return read_composer(read_capture(path), submit), submit
+
+
+def test_every_agent_that_can_be_typed_into_has_composers_at_three_sizes():
+    for row in AGENTS.values():
+        sizes = {path.stem.rpartition("-")[2] for path in COMPOSED if path.parts[-4] == row.name}
+        assert sizes == ({"200x50", "120x40", "80x24"} if row.pane.submit else set()), row.name
+
+
+@pytest.mark.parametrize("path", COMPOSED, ids=name_of)
+def test_a_composer_shows_what_was_pasted_into_it_and_nothing_else(path):
+    (held, submit), (what, _, size) = composer_of(path), path.stem.rpartition("-")
+    if what.startswith(("empty-", "ghost-", "interrupted-")):
+        assert held == ""
+    elif what.startswith("put-back"):      # after Esc; some agents do not
+        assert held == "" or any(holds_prompt(held, text, submit) for text in ("be slow now", "slow a\nb\nc\nd\ne\nf"))
+    else:
+        assert held and holds_prompt(held, texts_of(size)[what], submit)
+        assert re.fullmatch(submit.chip, held) or not holds_prompt(held, "%", submit)
+    assert judge_capture(path).state not in ("busy", "asks", "limited")
+
+
+@pytest.mark.parametrize("path", [path for path in CAPTURES if path.parts[-2] == "ready"], ids=name_of)
+def test_a_composer_that_waits_is_seen_to_be_empty(path):
+    held, _ = composer_of(path)
+    assert held == "" or path.name.startswith(("interrupted", "odd-trailbs", "paste-30lines"))
+
+
+def test_a_ghost_has_the_cursor_before_it_and_what_was_typed_has_not():
+    edge = "─" * 40
+    text = "%s\n❯\xa0Try to fix the tests\n%s\n" % (edge, edge)
+    submit = AGENTS["claude"].pane.submit
+    assert read_composer(Screen(text, cursor=(2, 1)), submit) == ""
+    assert read_composer(Screen(text, cursor=(23, 1)), submit) == "Try to fix the tests"
+    assert read_composer(Screen("no composer here"), submit) is None
+
+
+def test_hostile_screens_cost_no_time():
+    rows = (" " * 200, "─" * 200, "  ┃" + " " * 197, "  ┃  " + "x" * 195, "› " + "x · " * 49, "❯\xa0" + "x" * 198, "  x · " * 33,
+            " * " + "x " * 98, "   " + "x" * 197, "", "  ┃", "─── ↑ 1 more " + "─" * 187, "  ╹" + "▀" * 197, "›", "  ⚠ 1")
+    screens = [Screen("\n".join([one, other] * 25)) for one in rows for other in rows]
+    screens += [Screen("\n".join([one] + [other] * 49)) for one in rows for other in rows]
+    begin = time.process_time()
+    for row in AGENTS.values():
+        for screen in screens if row.pane.submit else ():
+            read_composer(screen, row.pane.submit)
+    assert time.process_time() - begin < 20.0      # 2 s here; one bad regex takes minutes
+
+
+@pytest.mark.parametrize("held, prompt, does", [
+    ("…line 7\n  line 8", "line 6\nline 7\nline 8", True), ("line 7\n  line 8", "line 6\nline 7\nline 8", False),
+    ("line 7", "line 7\nline 8", False), ("line 6 and more", "line 6", False),
+    ("[Pasted text #3 +29 lines]", "x\n" * 29 + "x", True), ("[Pasted text #3 +29 lines]", "x\n" * 12, False), ("", "", False),
+    ("[Pasted text #1 +29 lines][Pasted text #2 +29 lines]", "x\n" * 29 + "x", False), ("??", "??", True), ("!!", "??", False)])
+def test_a_composer_holds_a_prompt_or_not(held, prompt, does):
+    assert holds_prompt(held, prompt, AGENTS["claude"].pane.submit) is does
+
+
+def test_letters_are_what_an_agent_leaves_as_it_is():
+    assert letters("a b\n\t│ c_d · é — 漢") == letters("abcde\u0301漢")
+
+
+@pytest.mark.parametrize("text", ["", "a", "a\nb\nc\nd", "\n\na\n\n", "x" * 2000, "x\n" * 500, "é漢" * 900])
+def test_the_pieces_of_a_prompt_are_the_prompt(text):
+    pieces = cut_pieces(text, (12_000, 2, 600))
+    assert "".join(pieces) == text and all(len(piece) <= 600 and piece.count("\n") <= 2 for piece in pieces)
+    assert cut_pieces(text, (0, 0, 0)) == [text]

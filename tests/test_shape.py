@@ -166,14 +166,16 @@ def test_failures_have_their_own_codes_and_words():
 
 def row_words(row):
     start = row.start
-    words = list(start.unattended) + list(start.prompt) + [word for _, words in start.added for word in words]
+    words = list(start.unattended) + list(start.prompt) + list(start.resume)
+    words += [word for _, words in start.added for word in words] + [row.record.files if row.record else ""]
     return words
 
 
 @pytest.mark.parametrize("row", selftalk.AGENT_ROWS, ids=lambda row: row.name)
 def test_the_holes_of_a_row_are_known(row):
-    holes = re.findall(r"\{([a-z_]+)\}", " ".join(row_words(row)))
-    assert set(holes) <= {"prompt", "workspace", "workspace_json"}
+    holes = re.findall(r"\{([a-z_]+)(?::\.\d)?\}", " ".join(row_words(row)))
+    assert set(holes) <= {"prompt", "workspace_json", "session"}
+    assert not row.start.resume or "{session}" in row.start.resume and row.record
     assert row.start.prompt.count("{prompt}") == 1
 
 
@@ -228,8 +230,8 @@ def test_the_exit_codes_in_the_readme_are_those_of_the_program():
 
 def test_all_flags_are_in_the_readme():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    flags = {name for verb in selftalk.COMMANDS.values() for arg in verb.args for name in arg.names
-             if name.startswith("--") and arg.options.get("help") != "==SUPPRESS=="}
+    flags = {name for verb in selftalk.COMMANDS.values() for arg in verb.args + selftalk.COMMON
+             for name in arg.names.split() if name.startswith("--") and arg.help}
     assert flags and not [flag for flag in sorted(flags) if flag not in readme]
 
 

@@ -98,15 +98,17 @@ def test_a_pause_ends_early_when_something_can_be_read_and_each_thing_wakes_once
     reader, writer = os.pipe()
     waits = []
     real = selftalk.select.select
-    monkeypatch.setattr(selftalk.select, "select", lambda r, w, x, s: waits.append((set(r), s)) or real(r, w, x, 0))
-    pause = selftalk.pause_for([reader, None])
-    pause(9.0)
-    os.write(writer, b"x")
-    pause(9.0)
-    pause(9.0)
-    os.close(reader)
+    monkeypatch.setattr(selftalk.select, "select", lambda r, w, x, s: waits.append((list(r), s)) or real(r, w, x, 0))
+    monkeypatch.setattr(selftalk.os, "pidfd_open", lambda pid: reader, raising=False)
+    with selftalk.watch_death(1) as pause:
+        pause(9.0)
+        os.write(writer, b"x")
+        pause(9.0)
+        pause(9.0)
     os.close(writer)
-    assert waits == [({reader}, 9.0), ({reader}, 9.0), (set(), 9.0)]
+    assert waits == [([reader], 9.0), ([reader], 9.0), ([], 9.0)]
+    with pytest.raises(OSError):
+        os.fstat(reader)
 
 
 # --- commands --------------------------------------------------------------------
@@ -268,6 +270,8 @@ def test_a_process_that_has_a_file_open_is_known(tmp_path):
         pytest.skip("this system does not tell")
     with open(tmp_path / "f", "w"):
         assert selftalk.has_open(selftalk.read_process(os.getpid()), str(tmp_path / "f"))
+    with open(tmp_path / "f"):     # to read it is to have no part in it
+        assert not selftalk.has_open(selftalk.read_process(os.getpid()), str(tmp_path / "f"))
     assert not selftalk.has_open(selftalk.read_process(os.getpid()), str(tmp_path / "f"))
     assert not selftalk.has_open(Process(0, ""), str(tmp_path / "f"))
 
@@ -477,23 +481,45 @@ def test_ending_nothing_takes_no_time():
 
 # --- death ---------------------------------------------------------------------------
 
-def test_a_death_is_seen_at_once_where_the_system_can_tell(family):
+@pytest.fixture
+def watched(monkeypatch):
+    """What each pause waits for."""
+    lists, real = [], selftalk.select.select
+    monkeypatch.setattr(selftalk.select, "select", lambda r, *rest: lists.append(list(r)) or real(r, *rest))
+    return lists
+
+
+def test_a_death_is_seen_at_once_where_the_system_can_tell(family, watched):
     process = family.start("import time; " + SLEEP)
-    with selftalk.watch_death(process.pid) as handle:
-        if handle is None:
+    with selftalk.watch_death(process.pid) as pause:
+        pause(0.01)
+        if watched == [[]]:
             assert not hasattr(os, "pidfd_open") or sys.platform != "linux"
             return
-        assert selftalk.select.select([handle], [], [], 0)[0] == []
         os.kill(process.pid, signal.SIGKILL)
-        assert selftalk.select.select([handle], [], [], 5)[0] == [handle]
+        began = time.monotonic()
+        pause(5.0)
+        assert time.monotonic() - began < 4.0
+        pause(0.01)
+    assert watched[0] == watched[1] != [] == watched[2]
     with pytest.raises(OSError):
-        os.fstat(handle)
+        os.fstat(watched[0][0])
+
+
+def test_a_watch_that_is_given_up_leaves_nothing_open(family, watched):
+    process = family.start("import time; " + SLEEP)
+    with selftalk.watch_death(process.pid) as pause:
+        pause(0.01)
+    for handle in watched[0]:
+        with pytest.raises(OSError):
+            os.fstat(handle)
 
 
 @pytest.mark.parametrize("pid", [0, 2 ** 22 + 1])
-def test_the_death_of_nobody_is_not_watched(pid):
-    with selftalk.watch_death(pid) as handle:
-        assert handle is None
+def test_the_death_of_nobody_is_not_watched(pid, watched):
+    with selftalk.watch_death(pid) as pause:
+        pause(0.01)
+    assert watched == [[]]
 
 
 def test_a_pid_is_in_use_or_not(family):

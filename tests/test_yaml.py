@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from selftalk import Unusable, parse_yaml, plain
+from selftalk import Unusable, parse_yaml
 
 FOLDER = pathlib.Path(__file__).resolve().parent / "yaml"
 GOOD = sorted((FOLDER / "good").glob("*.yaml"))
@@ -38,6 +38,15 @@ def restore(value):
     if set(value) == {"$pairs"}:
         return {restore(key): restore(item) for key, item in value["$pairs"]}
     return {key: restore(item) for key, item in value.items()}
+
+
+def plain(node):
+    """The value as plain Python, without places."""
+    if isinstance(node.value, list):
+        return [plain(item) for item in node.value]
+    if isinstance(node.value, dict):
+        return {key: plain(item) for key, item in node.value.items()}
+    return node.value
 
 
 def refusal(text):

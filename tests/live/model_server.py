@@ -498,7 +498,8 @@ def read_gemini(body: Mapping[str, Any], headers: Mapping[str, str], path: str) 
     found = re.search(r"/models/([^:/]+):(\w+)", path)
     model, method = found.groups() if found else ("", "")
     return Conversation(
-        prompts=prompts, session="", turn="", model=model,
+        # gemini 0.61.0 sends no id of the conversation: a test that has several gives each a key of its own
+        prompts=prompts, session=headers.get("x-goog-api-key", ""), turn="", model=model,
         is_side="run_shell_command" not in tools,  # routing scores, summaries and loop checks have no tools
         schema=wanted.get("responseJsonSchema") or wanted.get("responseSchema"),
         tools=tools, stream=method == "streamGenerateContent")
