@@ -1590,9 +1590,14 @@ def find_turn(turns: list[Said], mark: str, base: int) -> Said:
     """The first turn behind the first `base` ones that a prompt beginning with `mark` began: others may have
     typed too. An empty one when there is none yet.
 
-    A prompt that comes while a tool runs may join our turn (opencode 1.18.33): then one answer is for both.
+    A prompt that comes while a tool runs may join our turn (opencode 1.18.33): then one answer is for both. A
+    record that starts with an answer has lost its prompt: a Gemini that starts removes the still empty records
+    of others (0.61.0).
     """
-    said, last = next((one for one in turns if one.turn > base and mark in one.prompt), Said()), turns[-1]
+    if not base and len(turns) == 1 and turns[0].text:
+        return turns[0]._replace(turn=1)
+    found, last = [one for one in turns if one.turn > base and mark in one.prompt] or [Said()], turns[-1]
+    said = next((one for one in found if one.model), found[0])   # a prompt that is put again is still ours
     if said is last or said.state not in ("busy", "unknown") or not said.turn:
         return said._replace(is_past=bool(said.turn) and said is not last)
     if said.state == "unknown" and said.text:
@@ -1601,7 +1606,8 @@ def find_turn(turns: list[Said], mark: str, base: int) -> Said:
         return said._replace(is_past=True)
     if said.model:
         return said._replace(state="ready", text=last.text or said.text, is_past=True)
-    return said._replace(state="failed", error="the turn was broken off by another prompt", is_past=True)
+    error = "the turn was broken off by another prompt: %s" % last.prompt[:60]
+    return said._replace(state="failed", error=error, is_past=True)
 
 
 # =============================================================================

@@ -180,6 +180,19 @@ def test_a_turn_that_goes_on_is_busy_with_what_was_said_so_far():
     assert (said.state, said.text, said.turn, said.is_past) == ("busy", "I look", 1, False)
 
 
+def test_a_prompt_that_stands_in_the_record_twice_is_answered_by_its_second_turn():
+    said = find_turn(turns_of(asked("ours"), asked("ours"), answered("yes")), "ours", 0)
+    assert (said.state, said.text, said.turn) == ("ready", "yes", 2)
+
+
+def test_an_answer_in_a_record_that_has_lost_its_prompt_is_ours():
+    """As a Gemini left it that another one started beside (0.61.0): its file removed and begun anew."""
+    answer = '{"type": "gemini", "content": "lost and found", "model": "gemini-3.8-flash"}\n'
+    said = find_turn(fold_record([], answer, "gemini-chat"), "sayanumber", 0)
+    assert (said.turn, said.text, said.is_past) == (1, "lost and found", False)
+    assert find_turn(fold_record([], answer, "gemini-chat"), "sayanumber", 1) == Said()   # one of before
+
+
 def begin(*states, is_first=True, stall_s=600.0, **facts):
     """The outcome before a prompt was typed, after a row of looks one second apart; None while it goes on."""
     run = types.SimpleNamespace(facts={"turn": 1 if is_first else 2, "stall_s": stall_s})
