@@ -174,6 +174,26 @@ class Ending(NamedTuple):
     options: tuple[str, ...] = ()   # the labels that an agent offers with its question
 
 
+class Window(NamedTuple):
+    """One quota period of an account."""
+
+    name: str                    # session (5 hours), week, month; "week (Sonnet)" counts one model only
+    used: Optional[float]        # percent, 0 to 100; None: not told, or the period is over
+    resets_at: Optional[float]   # seconds since 1970
+
+
+class Usage(NamedTuple):
+    """What is known of the quota of an agent's account. Unknown is neither 0 nor 100 percent."""
+
+    windows: tuple[Window, ...] = ()
+    unknown: str = ""                  # why the last reading brought nothing
+    has_login: Optional[bool] = None   # None: not told
+    source: str = ""                   # where the windows were read: app-server, say
+    read_at: float = 0.0               # when, in seconds since 1970; 0: never
+    asked_at: float = 0.0              # when they were last tried to be read
+    limited_until: float = 0.0         # a limit that a run has met; 0: none
+
+
 Tell = Callable[[str], None]   # takes one line meant for the person who waits
 
 
@@ -281,6 +301,24 @@ class Record(NamedTuple):
     query: str = ""            # for a database: the rows of :session
 
 
+class Probe(NamedTuple):
+    """One way to read how much of an account's quota is used, without a model call."""
+
+    source: str                  # what a person may call it
+    format: str                  # see USAGE_FORMATS
+    args: tuple[str, ...] = ()   # of the agent's command; (): nothing is run
+    send: str = ""               # what it is sent on stdin, which stays open until it has answered
+    files: str = ""              # glob below the folder of its record: the newest one tells
+
+
+class Quota(NamedTuple):
+    """What an agent tells of its account's quota."""
+
+    probes: tuple[Probe, ...] = ()   # tried in order until one knows
+    login: tuple[str, ...] = ()      # args of a command that fails when nobody is logged in
+    unknown: str = ""                # why there is nothing to ask
+
+
 class Agent(NamedTuple):
     """All that is known of one agent CLI."""
 
@@ -289,6 +327,7 @@ class Agent(NamedTuple):
     start: Start = Start()
     pane: Pane = Pane()
     record: Optional[Record] = None
+    quota: Quota = Quota(unknown="nothing is known of a quota")
     install: str = ""          # how to get it, for the person whose machine lacks it
     flag: str = ""             # the letter that talks to it: -c
 
@@ -314,6 +353,24 @@ _CLAUDE_BOX = (
     r"^─{20,}\n❯(?:\xa0[^\n]*)?\n"              # the composer's upper edge and first row
     r"(?:  [^\n]*\n)*" + _CLAUDE_FOOT
 )
+_CLAUDE_ASK = ("-p", "--safe-mode", "--no-session-persistence", "--strict-mcp-config")
+# 2.1.329, with these: no hook, MCP server or plugin of the user's is started, and no transcript is left. Its
+# value may be up to an hour old when the account's server does not answer; it does not say so.
+CLAUDE_QUOTA = Quota(login=("auth", "status"), probes=(
+    Probe("get_usage", "claude-get-usage", (*_CLAUDE_ASK, "--input-format", "stream-json",
+                                            "--output-format", "stream-json", "--verbose"),
+          send='{"type":"control_request","request_id":"r1","request":{"subtype":"get_usage","skip_behaviors":true}}\n'),
+    Probe("/usage", "usage-text", (*_CLAUDE_ASK, "/usage")),
+))
+CODEX_QUOTA = Quota(probes=(   # 0.169.0
+    Probe("app-server", "codex-limits", ("app-server", "-c", "features.plugins=false"), send="""\
+{"id":1,"method":"initialize","params":{"clientInfo":{"name":"selftalk","version":"0"}}}
+{"method":"initialized"}
+{"id":2,"method":"account/rateLimits/read"}
+{"id":3,"method":"account/read","params":{}}
+"""),
+    Probe("rollout", "codex-limits", files="sessions/*/*/*/rollout-*.jsonl"),
+))
 CLAUDE_RULES = (
     # dialogs: two controls, and nothing below them
     Rule("limited-dialog", "limited", "bottom:9", seen="2.1.329", needs=(
@@ -656,6 +713,7 @@ AGENT_ROWS = (
                        "CLAUDE_EFFORT", "CLAUDE_CODE_MESSAGING_SOCKET", "CLAUDE_CODE_MESSAGING_TOKEN",
                        "CLAUDE_CODE_SESSION_ATTENDED", "CLAUDE_CODE_CHILD_NOTES_DIR", "AI_AGENT")),
           pane=Pane(CLAUDE_MARKS, CLAUDE_RULES, CLAUDE_DIALOGS, CLAUDE_SUBMIT, quit=("C-c", "C-c")),
+          quota=CLAUDE_QUOTA,
           record=Record("claude-transcript", ("CLAUDE_CONFIG_DIR", "~/.claude"),
                         "projects/*/{session}.jsonl")),
 
@@ -673,6 +731,7 @@ AGENT_ROWS = (
                        "CODEX_SANDBOX_NETWORK_DISABLED", "CODEX_MANAGED_BY_NPM",
                        "CODEX_MANAGED_PACKAGE_ROOT")),
           pane=Pane(CODEX_MARKS, CODEX_RULES, CODEX_DIALOGS, CODEX_SUBMIT, quit=("C-c",)),
+          quota=CODEX_QUOTA,
           record=Record("codex-rollout", ("CODEX_HOME", "~/.codex"),
                         "sessions/*/*/*/rollout-*{session}.jsonl",
                         session=r"([0-9a-f]{8}-[0-9a-f-]{27})\.jsonl$")),
@@ -691,6 +750,7 @@ AGENT_ROWS = (
               markers=("GEMINI_CLI", "GEMINI_CLI_NO_RELAUNCH", "GEMINI_CLI_TRUST_WORKSPACE",
                        "npm_@google:registry")),
           pane=Pane(GEMINI_MARKS, GEMINI_RULES, GEMINI_DIALOGS, GEMINI_SUBMIT, quit=("C-c", "C-c")),
+          quota=Quota(unknown="only its own screens tell it, to some logins"),   # 0.61.0
           record=Record("gemini-chat", ("GEMINI_CLI_HOME", "~"),
                         ".gemini/tmp/*/chats/session-*-{session:.8}.jsonl")),
 
@@ -1591,13 +1651,13 @@ def find_turn(turns: list[Said], mark: str, base: int) -> Said:
     typed too. An empty one when there is none yet.
 
     A prompt that comes while a tool runs may join our turn (opencode 1.18.33): then one answer is for both. A
-    record that starts with an answer has lost its prompt: a Gemini that starts removes the still empty records
-    of others (0.61.0).
+    record that starts with an answer has lost its prompt: a Gemini that starts removes the empty records of
+    others (0.61.0).
     """
     if not base and len(turns) == 1 and turns[0].text:
         return turns[0]._replace(turn=1)
     found, last = [one for one in turns if one.turn > base and mark in one.prompt] or [Said()], turns[-1]
-    said = next((one for one in found if one.model), found[0])   # a prompt that is put again is still ours
+    said = next((one for one in found if one.text), found[0])   # a prompt that is put again is ours
     if said is last or said.state not in ("busy", "unknown") or not said.turn:
         return said._replace(is_past=bool(said.turn) and said is not last)
     if said.state == "unknown" and said.text:
@@ -1608,6 +1668,155 @@ def find_turn(turns: list[Said], mark: str, base: int) -> Said:
         return said._replace(state="ready", text=last.text or said.text, is_past=True)
     error = "the turn was broken off by another prompt: %s" % last.prompt[:60]
     return said._replace(state="failed", error=error, is_past=True)
+
+
+NO_WINDOWS = "no windows: it is not logged in with a subscription"
+WINDOW_NAMES = {"five_hour": "session", "seven_day": "week", 300: "session", 10080: "week",
+                # what text calls them, less all but letters and digits
+                "currentsession": "session", "currentweek": "week", "5hlimit": "session", "weeklylimit": "week",
+                "monthlycreditlimit": "month"}
+PERCENT = re.compile(r"(?<![\d.])(\d{1,3}(?:\.\d+)?)\s*%\s*(?:(used|spent|consumed)|left|remaining|available)",
+                     re.IGNORECASE)
+RESET = re.compile(r"(?i:\breset(?:s|ting)?\b|try again|continuing automatically)|[Rr]esets?(?=[A-Z0-9])")
+SPAN = re.compile(r"(\d+) ?([dhms])(?![a-z]{4}\w)")
+SPAN_S = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+CLOCK = re.compile(r"\b(\d{1,2})(?:[:.](\d\d))? ?([ap])m\b|\b(\d{1,2})[:.](\d\d)\b", re.IGNORECASE)
+DAY = re.compile(r"\b([A-Z][a-z]{2})[a-z]* ?(\d{1,2})(?![\d:])|\b(\d{1,2}) ([A-Z][a-z]{2})")
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def parse_reset(text: str, now: float) -> Optional[float]:
+    """When a limit ends by what stands behind "resets", "try again" and the like: a span (4h17m9s), a time, or
+    a day and a time, in the zone that is named there, else in ours. Seconds since 1970; None when the words
+    say nothing we know. A time without a day is the next one, or one that has just passed."""
+    import datetime   # 3 ms each, and only where somebody asks for a quota or meets a limit
+    import zoneinfo
+    words = "".join(text[found.end():found.end() + 60].split("\n")[0] for found in [RESET.search(text)] if found)
+    clock, day, zone = CLOCK.search(words), DAY.search(words), re.search(r"\(([\w+/-]+)\)|\b(UTC)\b", words)
+    if not clock:
+        spans = SPAN.findall(words)
+        return now + sum(int(number) * SPAN_S[unit] for number, unit in spans) if spans else None
+    hour, minute = int(clock[1] or clock[4]), int(clock[2] or clock[5] or 0)
+    try:
+        today = datetime.datetime.fromtimestamp(now, zoneinfo.ZoneInfo(zone[1] or zone[2]) if zone else None)
+        at = today.replace(hour=hour % 12 + 12 * (clock[3] in "pP") if clock[3] else hour, minute=minute,
+                           second=0, microsecond=0)
+        if not day:
+            late_s = (now - at.timestamp()) % 86400
+            return now - late_s + (86400 if late_s > 1800 else 0)
+        year = re.search(r"\b20\d\d\b", words)
+        at = at.replace(int(year[0]) if year else at.year, MONTHS.index(day[1] or day[4]) + 1, int(day[2] or day[3]))
+        is_next_year = not year and at.timestamp() < now - 180 * 86400
+        return at.replace(at.year + is_next_year).timestamp()
+    except (ValueError, LookupError, OverflowError):   # no such day, month, hour or zone
+        return None
+
+
+def make_window(name: str, used: object, resets: object, now: float) -> Window:
+    """A window from what an agent tells. A number that is no percentage says nothing, nor does that of a period
+    which is over; an account that was overrun shows more than 100."""
+    import datetime
+    if isinstance(resets, str):
+        with contextlib.suppress(ValueError):
+            resets = datetime.datetime.fromisoformat(resets.replace("Z", "+00:00")).timestamp()
+    resets_at = float(resets) if isinstance(resets, (int, float)) and 1e9 < resets < 1e10 else None
+    is_told = type(used) in (int, float) and 0 <= used <= 1000 and not (resets_at and resets_at <= now)
+    return Window(clean_text(name), min(100.0, float(used)) if is_told else None, resets_at)
+
+
+def usage_of(windows: Iterable[Window], unknown: str) -> Usage:
+    """What was read, each window once; `unknown` tells why there is nothing when there is nothing."""
+    known = tuple({window.name: window for window in reversed(list(windows))}.values())[::-1]
+    return Usage(known, "" if any(window.used is not None for window in known) else unknown)
+
+
+def read_json_lines(text: str) -> list[dict[str, Any]]:
+    """The JSON objects among the lines of a text."""
+    rows = []
+    for line in text.split("\n"):
+        with contextlib.suppress(ValueError, RecursionError):
+            rows.append(as_map(json.loads(line)))
+    return rows
+
+
+def parse_claude_usage(text: str, now: float) -> Optional[Usage]:
+    """Claude Code's answer to a get_usage request (2.1.197, 2.1.329); None until it is there."""
+    answer = next((as_map(row.get("response")) for row in read_json_lines(text)
+                   if row.get("type") == "control_response"), None)
+    if answer is None:
+        return None
+    facts = as_map(answer.get("response"))
+    if facts.get("rate_limits_available") is False:   # an API key, a token, or no login at all
+        return Usage(unknown=NO_WINDOWS)
+    limits, rows = as_map(facts.get("rate_limits")), []
+    for key, value in limits.items():
+        base = next((base for base in ("five_hour", "seven_day") if key.startswith(base)), key)
+        rows.append((WINDOW_NAMES.get(base, base), key[len(base) + 1:].title(), as_map(value).get("utilization"), value))
+    for limit in limits.get("limits") or ():
+        model = as_map(as_map(as_map(limit).get("scope")).get("model")).get("display_name")
+        rows.append(("week", str(model or ""), as_map(limit).get("percent"), limit))
+    return usage_of((make_window(name + (" (%s)" % model if model else ""), used, as_map(row).get("resets_at"), now)
+                     for name, model, used, row in rows if used is not None and as_map(row).get("resets_at")),
+                    str(answer.get("error") or "its usage could not be fetched"))
+
+
+def parse_codex_usage(text: str, now: float) -> Optional[Usage]:
+    """The rate limits that Codex tells: its app-server's answers to the requests 2 (limits) and 3 (account), or
+    the last ones of a rollout (0.169.0). None until they are there. A window is known by how long it is: the
+    one of a week has stood in the first slot too."""
+    rows = read_json_lines(text)
+    answers = {row.get("id"): row for row in rows}
+    noted = [as_map(as_map(row.get("payload")).get("rate_limits")) for row in rows]
+    result = as_map(as_map(answers.get(2)).get("result")) or {"rateLimits": next(filter(None, noted[::-1]), {})}
+    if not any(result.values()):
+        return judge_codex_login(answers[2], as_map(answers[3].get("result"))) if {2, 3} <= set(answers) else None
+    main, windows = as_map(result["rateLimits"]), []
+    for key, limits in {**as_map(result.get("rateLimitsByLimitId")), main.get("limitId"): main}.items():
+        owner = "" if limits is main else " (%s)" % (as_map(limits).get("limitName") or key)
+        for row in filter(None, (as_map(as_map(limits).get(slot)) for slot in ("primary", "secondary"))):
+            minutes = row.get("windowDurationMins", row.get("window_minutes"))
+            hours = minutes / 60 if isinstance(minutes, (int, float)) else 0
+            name = WINDOW_NAMES.get(minutes) or ("%g days" % (hours / 24) if hours >= 48 else "%g hours" % hours)
+            windows.append(make_window(name + owner, row.get("usedPercent", row.get("used_percent")),
+                                       row.get("resetsAt", row.get("resets_at")), now))
+    return usage_of(windows, "it told no limits")
+
+
+def judge_codex_login(limits: dict[str, Any], account: dict[str, Any]) -> Usage:
+    """What Codex says where it tells no rate limits: the kind of login, or the words of its error."""
+    kind = as_map(account.get("account")).get("type")
+    if kind == "apiKey" or account.get("requiresOpenaiAuth") is False:   # a key, or another provider's model
+        return Usage(unknown=NO_WINDOWS, has_login=True)
+    words = str(as_map(limits.get("error")).get("message") or "it told no limits").split("; ")[0]
+    return Usage(unknown=clean_text(words)[:200], has_login=None if kind or not account else False)
+
+
+def parse_usage_text(text: str, now: float) -> Optional[Usage]:
+    """The windows on a usage screen, or in its text: Claude's `/usage` and Codex's `/status` in each layout that
+    was seen, also with letters lost in a repaint. None while there are none."""
+    import difflib   # 4 ms
+    heads = [found.end() for found in re.finditer(r"(?m)^.*Settings.*Usage.*$", text)]
+    sections: list[tuple[str, list[str]]] = [("", [])]
+    for line in text[heads[-1] if heads else 0:].split("\n"):
+        label = re.match(r"[\W_]*([\w ]+?)\s*(?:\(([^)]*)\)|:|$)", line)
+        flat = re.sub("[^a-z0-9]", "", label[1].lower()) if label else ""
+        known = difflib.get_close_matches(flat, [key for key in WINDOW_NAMES if isinstance(key, str)], 1, 0.8)
+        if label and known:
+            model = re.sub(r"(?i) ?only$", "", label[2] or "")
+            is_all = not model or difflib.SequenceMatcher(None, model.replace(" ", ""), "allmodels").ratio() > 0.7
+            sections.append((WINDOW_NAMES[known[0]] + ("" if is_all else " (%s)" % model), []))
+        sections[-1][1].append(line)
+    windows = []
+    for name, lines in sections[1:]:
+        body = "\n".join(lines[:12])
+        percent = PERCENT.search(body)
+        used = (float(percent[1]) if percent[2] else 100 - float(percent[1])) if percent else None
+        windows.append(make_window(name, used, parse_reset(body, now), now))
+    return usage_of((window for window in windows if window.used is not None), "") if windows else None
+
+
+USAGE_FORMATS: dict[str, Callable[[str, float], Optional[Usage]]] = {
+    "claude-get-usage": parse_claude_usage, "codex-limits": parse_codex_usage, "usage-text": parse_usage_text}
 
 
 # =============================================================================
@@ -1680,6 +1889,43 @@ def run_command(*argv: str, timeout_s: float = 10.0, stdin: str = "", env: Optio
         raise Failure("%s: no answer within %g s" % (argv[0], timeout_s),
                       "look whether the machine is overloaded") from error
     return Ran(ran.returncode, decode(ran.stdout), decode(ran.stderr))
+
+
+def converse(argv: tuple[str, ...], send: str, is_answer: Callable[[str], object], *, env: dict[str, str],
+             deadline_s: float, echo: Optional[Tell] = None) -> str:
+    """What a command prints after `send` on its stdin, until `is_answer`, its end or the deadline. Its stdin stays
+    open so long: behind a closed one codex 0.169.0 answers nothing. It runs in an empty folder and a session of
+    its own, and nothing of it is left."""
+    import subprocess
+    import tempfile
+    if echo:
+        echo("+ " + " ".join(shlex.quote(word) for word in argv))
+    with tempfile.TemporaryDirectory(prefix="selftalk-") as folder:
+        path, text = os.path.join(folder, "out"), ""
+        env = {**env, "TMPDIR": folder, "SELFTALK_PROBE": folder}
+        try:
+            with open(path, "wb") as file:
+                asked = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT,
+                                         env=env, cwd=folder, start_new_session=True)
+        except OSError as error:
+            raise Failure("%s: cannot be run: %s" % (argv[0], (error.strerror or "").lower())) from error
+        root = read_process(asked.pid)
+        try:
+            with contextlib.suppress(OSError):   # it may have ended without reading
+                os.write(asked.stdin.fileno(), send.encode())
+            if not send:
+                asked.stdin.close()
+            for _ in until(deadline_s):
+                has_ended, text = asked.poll() is not None, read_file(path) or ""
+                if has_ended or is_answer(text):
+                    break
+            asked.stdin.close()
+            any(asked.poll() is not None for _ in until(2.0))
+        finally:
+            if root:
+                end_processes(lambda: find_tree(root, "SELFTALK_PROBE=" + folder))
+            asked.wait()
+        return text
 
 
 def find_program(name: str, folders: str, base: str) -> str:
@@ -2712,7 +2958,7 @@ class RecordFollower:
         self.session = run.facts["session_id"]
         self._folder = run.folder   # each prompt given at launch names a file in it
         self._since, self._is_held = run.facts["started_at"], is_held
-        self._path, self._offset, self._partial, self._stamp = "", 0, b"", ()
+        self._path, self._offset, self._tail, self._stamp = "", 0, b"", ()
         self._home = run.facts["record_home"]
 
     @property
@@ -2766,9 +3012,12 @@ class RecordFollower:
         return found.group(1) if found else ""
 
     def _read_lines(self) -> list[Said]:
-        data = read_bytes(self._path, self._offset) or b""
-        self._offset += len(data)
-        whole, _, self._partial = (self._partial + data).rpartition(b"\n")
+        data = read_bytes(self._path, self._offset - len(self._tail)) or b""
+        if not data.startswith(self._tail):   # a Gemini that starts may remove another's record (0.61.0)
+            self._offset, self._tail, self.turns = 0, b"", []
+            data = read_bytes(self._path) or b""
+        whole = data[len(self._tail):data.rfind(b"\n") + 1]
+        self._offset, self._tail = self._offset + len(whole), (self._tail + whole)[-200:]
         return fold_record(self.turns, decode(whole), self.record.format)
 
     def _read_rows(self) -> list[Said]:
@@ -3136,7 +3385,171 @@ def end_start(run: Run) -> None:
 # =============================================================================
 # 13. Quota
 # =============================================================================
-# What is left of an account, and who is to be asked instead. Not there yet.
+# What is left of an account, and who is to be asked instead. What was read is kept with its time, for all
+# callers; a limit that a run has met is kept until its reset. What is not known is neither 0 nor 100 %.
+
+CACHE_S = 60.0         # so long a reading counts as new
+PROBE_S = 15.0         # claude 2.1.329 gives up after 5 s by itself, codex 0.169.0 never
+FORGET_S = 900.0       # so long a limit is remembered that did not say when it ends
+TAIL_BYTES = 200_000   # of a record, to find its last rate limits
+USAGE_FORMAT = 1
+
+
+class Route(NamedTuple):
+    """Who does the work, and why."""
+
+    profile: Profile
+    reason: str                  # one line for the person who asked
+    usage: Usage = Usage()       # of the preferred account: what the decision stands on
+    is_inconclusive: bool = False
+
+
+def usage_path(state: str, profile: Profile, env: dict[str, str]) -> str:
+    """Where the usage of a profile's account is kept: an account is known by its agent's folder, and by which
+    keys are set."""
+    keys = sorted(name for name in env if re.search(r"_(?:API_KEY|TOKEN|BASE_URL)$", name))
+    account = checksum((profile.command, record_home(profile.agent, env) or env.get("HOME"), keys))
+    return os.path.join(state, "quota", "%s-%s.json" % (profile.agent.name, account))
+
+
+def load_usage(path: str, now: float) -> Usage:
+    """What is kept of an account, less what is over by now; an empty one when nothing can be read there."""
+    try:
+        facts = as_map(json.loads(read_file(path) or "{}"))
+        rows = [make_window(*row, now=now) for row in facts.pop("windows")]
+        usage = Usage(tuple(rows), **facts.pop("usage"))
+        is_ours = facts == {"format": USAGE_FORMAT}
+    except (ValueError, TypeError, KeyError, RecursionError):   # another version's, or damaged
+        return Usage()
+    return (usage._replace(limited_until=usage.limited_until if usage.limited_until > now else 0.0)
+            if is_ours else Usage())
+
+
+@contextlib.contextmanager
+def kept_usage(path: str) -> Iterator[Usage]:
+    """What is kept of an account, locked, so that ten who ask at once ask the agent once."""
+    make_folder(os.path.dirname(path))
+    with hold_lock(path + ".lock"):
+        yield load_usage(path, time.time())
+
+
+def keep_usage(path: str, usage: Usage) -> None:
+    """Writes down what is known of an account; within `kept_usage`."""
+    facts = usage._asdict()
+    write_file(path, json.dumps({"format": USAGE_FORMAT, "windows": facts.pop("windows"), "usage": facts}) + "\n")
+
+
+def ask_probe(probe: Probe, profile: Profile, env: dict[str, str], program: str, echo: Optional[Tell]) -> Usage:
+    """What one of an agent's sources says."""
+    import glob
+    parse, read_at = functools.partial(USAGE_FORMATS[probe.format], now=time.time()), time.time()
+    if probe.args:
+        text = converse((program, *probe.args), probe.send, parse, env=env, deadline_s=PROBE_S, echo=echo)
+    else:
+        files = glob.glob(os.path.join(glob.escape(record_home(profile.agent, env)), probe.files))
+        size, read_at, path = max((*file_stamp(path), path) for path in files) if files else (0, 0.0, "")
+        text = decode(read_bytes(path, max(0, size - TAIL_BYTES)) or b"")
+    last = clean_text(text).strip().split("\n")[-1][:200] if probe.args else ""
+    return (parse(text) or Usage(unknown=last or "no answer"))._replace(source=probe.source, read_at=read_at)
+
+
+def ask_agent(profile: Profile, env: dict[str, str], program: str, echo: Optional[Tell]) -> Usage:
+    """What an agent says of its account now: its first source that knows decides."""
+    quota, troubles = profile.agent.quota, []
+    for probe in quota.probes:
+        usage = ask_probe(probe, profile, env, program, echo)
+        if not usage.unknown:
+            return usage
+        troubles.append("%s: %s" % (probe.source, usage.unknown))
+        if usage.unknown == NO_WINDOWS or usage.has_login is False:   # no other source will know more
+            break
+    else:
+        return Usage(unknown="; ".join(troubles) or quota.unknown)
+    if usage.has_login is None and quota.login:
+        ran = run_command(program, *quota.login, env=env, timeout_s=PROBE_S, echo=echo)
+        usage = usage._replace(has_login=ran.status == 0)
+    return Usage(unknown=usage.unknown if usage.has_login else "not logged in", has_login=usage.has_login)
+
+
+def read_usage(profile: Profile, env: dict[str, str], state: str, program: str, *, is_fresh: bool = False,
+               echo: Optional[Tell] = None) -> Usage:
+    """The usage of a profile's account: as kept when that is new enough, else asked for. What was known last
+    stays, with its time, when nothing can be read now."""
+    path, began = usage_path(state, profile, env), time.time()
+    usage = load_usage(path, began)
+    if not is_fresh and abs(began - usage.asked_at) < CACHE_S:
+        return usage
+    with kept_usage(path) as usage:
+        if abs(time.time() - usage.asked_at) < CACHE_S and (usage.asked_at >= began or not is_fresh):
+            return usage   # somebody else has asked while we waited for the lock
+        found = ask_agent(profile, env, program, echo)
+        if found.unknown:
+            found = found._replace(windows=usage.windows, source=usage.source, read_at=usage.read_at)
+        found = found._replace(asked_at=time.time(), limited_until=usage.limited_until)
+        keep_usage(path, found)
+        return found
+
+
+def note_limit(profile: Profile, env: dict[str, str], state: str, resets_at: Optional[float]) -> None:
+    """Remembers a limit that a run has met."""
+    path = usage_path(state, profile, env)
+    with kept_usage(path) as usage:
+        keep_usage(path, usage._replace(limited_until=resets_at or time.time() + FORGET_S))
+
+
+def clock_text(at: float, now: float) -> str:
+    """A time for a person: 15:10, or Nov 25 05:55 when that is a day or more away."""
+    return time.strftime("%H:%M" if abs(at - now) < 86400 else "%b %d %H:%M", time.localtime(at))
+
+
+def find_reason(usage: Usage, limits: dict[str, float], now: float) -> str:
+    """Why an account is to be spared, in words; "" for none. A window that `limits` does not name counts when
+    it is used up, and one of a single model not at all."""
+    if usage.limited_until > now:
+        return "has reached its limit (until %s)" % clock_text(usage.limited_until, now)
+    for window in usage.windows:
+        limit = limits.get(window.name, 1e9 if "(" in window.name else 100.0)
+        if window.used is not None and window.used >= limit:
+            resets = ", resets %s" % clock_text(window.resets_at, now) if window.resets_at else ""
+            return "%s at %.0f%% (limit %g%%%s)" % (window.name, window.used, limit, resets)
+    return ""
+
+
+def describe_usage(usage: Usage, limits: dict[str, float], now: float) -> str:
+    """What is known of an account that is not to be spared."""
+    known = [window for window in usage.windows if window.used is not None]
+    if not known:
+        return "inconclusive: %s" % (usage.unknown or "nothing is known")
+    age = "" if now - usage.read_at < CACHE_S else ", read %d min ago" % ((now - usage.read_at) / 60)
+    return "%s at %.0f%% (limit %g%%%s)" % (known[0].name, known[0].used or 0, limits.get(known[0].name, 100), age)
+
+
+def choose_route(chain: Iterable[Profile], read: Callable[[Profile], Usage],
+                 limits: Callable[[Profile], dict[str, float]], now: float) -> Route:
+    """The first of a chain that is there and may be used: the preferred one below its limits, another one unless
+    it is used up. When all are used up the first of them does it. `Missing` when none can."""
+    notes, spared, asked = [], None, None
+    for place, profile in enumerate(chain):
+        try:
+            usage = read(profile)
+        except Failure as failure:
+            notes.append(failure.what)
+            continue
+        if usage.has_login is False:
+            notes.append("%s is not logged in" % profile.name)
+            continue
+        asked, bounds = asked or usage, limits(profile) if not place else {}
+        reason = find_reason(usage, bounds, now)
+        if not reason:
+            is_unknown = all(window.used is None for window in usage.windows)
+            if not place or not notes:
+                notes.append("%s %s" % (profile.name, describe_usage(usage, bounds, now)))
+            return Route(profile, "%s -> %s" % ("; ".join(notes), profile.name), asked, not place and is_unknown)
+        notes.append("%s %s" % (profile.name, reason))
+        spared = spared or profile
+    if not spared:
+        raise Missing("smart-route: nobody can do it: %s" % "; ".join(notes), "install or log in one of them")
+    return Route(spared, "%s; all are used up -> %s" % ("; ".join(notes), spared.name), asked or Usage())
 
 
 # =============================================================================
