@@ -3560,6 +3560,7 @@ def choose_route(chain: Iterable[Profile], read: Callable[[Profile], Usage],
 HEARTBEAT_S = 60.0
 STALL_S = 600.0
 UNKNOWN_PROMPT_S = 5.0   # a screen that waits so long is believed against a record without our prompt
+TROUBLES = ("failed", "limited", "login")   # states that end a turn without an answer
 
 
 class Request(NamedTuple):
@@ -3592,14 +3593,8 @@ class Progress(NamedTuple):
     beat_s: float = HEARTBEAT_S        # when the next heartbeat is due
 
 
-def count_depth(env: dict[str, str], max_depth: int) -> int:
-    """How deep the new run is: 1 for one that no run started. `Unusable` when that is too deep."""
-    given = env.get(DEPTH_VARIABLE, "")
-    depth = (as_number(given) or 0) + 1
-    if max_depth and depth > max_depth:
-        raise Unusable("this run would be number %d inside of each other, the config allows %d"
-                       % (depth, max_depth), "do the work here, or raise max_depth")
-    return depth
+# What of it the next wait has to know.
+KEPT = {"began": bool, "trace": str, "moved_s": float, "face": str, "stirred_s": float}
 
 
 def prepare_launch(request: Request, base: dict[str, str], depth: int) -> Launch:
@@ -3623,35 +3618,39 @@ def prepare_launch(request: Request, base: dict[str, str], depth: int) -> Launch
                   new_uuid() if has_session else "")
 
 
-def open_place(run: Run, launch: Launch, place: str, base: dict[str, str],
-               echo: Optional[Tell]) -> tuple[str, PaneFacts]:
-    """Starts the worker where it was asked for; a session when there is no room for a pane."""
+def open_place(run: Run, launch: Launch, place: str, base: dict[str, str], echo: Optional[Tell]) -> None:
+    """Starts the worker where it was asked for, in a session when there is no room for a pane, and writes
+    down that it runs, and where."""
     version = tuple(run.facts["tmux"])
     server, direction = find_room(base, version, echo) if place != "session" else (None, "")
-    if server:
-        return "pane", open_beside(run, launch, server, direction, base["TMUX_PANE"])
-    return "session", open_session(run, launch, version, echo)
+    facts = open_beside(run, launch, server, direction, base["TMUX_PANE"]) if server else \
+        open_session(run, launch, version, echo)
+    opened = {"place": "pane" if server else "session", "socket": facts.socket, "pane": facts.pane}
+    note_place(run, state="running", argv=[launch.program, *agent_args(launch, run.folder)], **opened,
+               session=facts.session, socket_identity=socket_identity(facts.socket),
+               launcher=read_process(facts.pane_pid), server=read_process(facts.server_pid))
+    run.log("spawned", **opened)
 
 
-def discard_run(run: Run) -> None:
-    """Ends what a start that failed has left, and removes its folder, unless somebody has stopped the run."""
-    attempt(lambda: end_start(run))   # the trouble that brought us here is the one to report
-    with run.locked():
-        attempt(run.reload)
-        if run.is_over:
-            return
-        remove_file(open_mark(run))
-        remove_folder(run.folder)
-
-
-def note_start(run: Run, launch: Launch, place: str, facts: PaneFacts) -> None:
-    """Writes down that a worker runs, and where."""
-    argv = [launch.program, *agent_args(launch, run.folder)]
-    note_place(run, state="running", place=place, argv=argv, socket=facts.socket, session=facts.session,
-               pane=facts.pane, socket_identity=socket_identity(facts.socket),
-               launcher=read_process(facts.pane_pid),
-               server=read_process(facts.server_pid))
-    run.log("spawned", place=place, socket=facts.socket, pane=facts.pane)
+@contextlib.contextmanager
+def undoing_start(run: Run) -> Iterator[None]:
+    """When a start in here fails, what it has left is ended, and the folder of a new run is removed, unless
+    somebody has stopped it."""
+    try:
+        yield
+    except BaseException as error:
+        attempt(lambda: end_start(run))   # the trouble that brought us here is the one to report
+        is_new = not run.facts.get("resumed")
+        with run.locked():
+            attempt(run.reload)
+            if is_new and not run.is_over:
+                remove_file(open_mark(run))
+                remove_folder(run.folder)
+            elif not is_new:
+                attempt(lambda: close_run(run, outcome="stopped"))
+        if is_new and isinstance(error, KeyboardInterrupt):
+            raise Interrupted("interrupted; nothing was started") from error
+        raise
 
 
 def write_first_turn(run: Run, request: Request, launch: Launch) -> None:
@@ -3670,26 +3669,22 @@ def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = Non
     """Starts a worker and returns its run. When that fails nothing of it is left."""
     if request.place == "pane" and not base.get("TMUX"):
         raise Unusable("--pane: not inside tmux", "leave it out, or use --session")
-    version = check_tmux()
-    depth = count_depth(base, request.max_depth)
-    launch, now = prepare_launch(request, base, depth), time.time()
+    version, depth = check_tmux(), (as_number(base.get(DEPTH_VARIABLE, "")) or 0) + 1
+    if request.max_depth and depth > request.max_depth:
+        raise Unusable("this run would be number %d inside of each other, the config allows %d"
+                       % (depth, request.max_depth), "do the work here, or raise max_depth")
+    launch, now, parent = prepare_launch(request, base, depth), time.time(), base.get(RUN_VARIABLE, "")
     run = new_run(state_folder(base), {
         "profile": request.profile.name, "agent": request.profile.agent.name, "form": request.form,
-        "depth": depth, "parent": as_number(os.path.basename(base.get(RUN_VARIABLE, ""))),
+        "depth": depth, "parent": as_number(os.path.basename(parent)), "parent_folder": parent,
         "workspace": request.workspace, "keep": request.keep, "max_time_s": request.max_time_s,
         "stall_s": request.stall_s, "tmux": version, "started_at": now, "asked_at": now,
         "turn": 1 if request.prompt else 0, "session_id": launch.session, "extra_args": request.extra,
         "caller": read_process(os.getpid()), "machine": name_machine(),
-        "parent_folder": base.get(RUN_VARIABLE, ""),
         "record_home": record_home(request.profile.agent, launch.env)})
-    try:
+    with undoing_start(run):
         write_first_turn(run, request, launch)
-        note_start(run, launch, *open_place(run, launch, request.place, base, echo))
-    except BaseException as error:
-        discard_run(run)
-        if isinstance(error, KeyboardInterrupt):
-            raise Interrupted("interrupted; nothing was started") from error
-        raise
+        open_place(run, launch, request.place, base, echo)
     return run
 
 
@@ -3713,34 +3708,30 @@ def begin_turn(run: Run, request: Request, was_over: bool) -> None:
         refuse_turn(run)
         if run.is_over != was_over:
             raise Failure("run %d: somebody has just stopped it, or taken it up" % run.id, "send it again")
-        now = time.time()
+        now, number = time.time(), run.facts["turn"] + 1
+        state, version = ("starting", check_tmux()) if was_over else ("running", run.facts["tmux"])
         for name in ("progress.json", "asked", "done.md", "exit"):
             remove_file(run.path(name))
-        number = run.facts["turn"] + 1
         write_file(run.path("prompt.md"), request.prompt)
-        asked = {"prompt": request.prompt, "outcome": None, "delivery": "waiting"}
-        write_file(run.path("turns/%d.json" % number), json.dumps({"turn": number, **asked}) + "\n")
+        write_turn(of_turn(run, number), prompt=request.prompt, outcome=None, delivery="waiting")
         if was_over:
             write_file(open_mark(run), "")
-        run.update(turn=number, outcome=None, asked_at=now, state="starting" if was_over else "running",
-                   resumed=was_over,
+        run.update(turn=number, outcome=None, asked_at=now, state=state, resumed=was_over, tmux=version,
                    max_time_s=request.max_time_s, stall_s=request.stall_s, machine=name_machine(),
                    caller=read_process(os.getpid()))
         run.log("asked", turn=number)
 
 
-def resume_run(run: Run, launch: Launch, echo: Optional[Tell]) -> None:
-    """Starts the agent of a run that was over once more, on what it remembers of it."""
-    agent = launch.profile.agent
-    said = RecordFollower(agent.record, run, lambda path: False).read()[-1]
-    words = agent.start.resume if said.turn else ()   # else there is nothing to take up
-    resume = fill_holes(words, {"session": run.facts["session_id"]})
-    try:
-        launch = launch._replace(prompt="", session=run.facts["session_id"], resume=resume)
-        note_start(run, launch, "session", open_session(run, launch, check_tmux(), echo))
-    except BaseException:
-        attempt(lambda: end_start(run), lambda: close_run(run, outcome="stopped"))
-        raise
+def prepare_resume(run: Run, request: Request, base: dict[str, str]) -> Launch:
+    """What starts the agent of a run that is over once more, on what it remembers of it."""
+    profile, session = request.profile, run.facts["session_id"]
+    if profile.agent.name != run.facts["agent"]:
+        raise Unusable("run %d: its profile `%s` is of another agent now" % (run.id, profile.name),
+                       "start a new run")
+    launch = prepare_launch(request, base, run.facts["depth"])
+    said = RecordFollower(profile.agent.record, run, lambda path: False).read()[-1]
+    words = profile.agent.start.resume if said.turn else ()   # else there is nothing to take up
+    return launch._replace(prompt="", session=session, resume=fill_holes(words, {"session": session}))
 
 
 def settle_state(sight: Sight) -> str:
@@ -3796,83 +3787,72 @@ def judge_trouble(state: str, sight: Sight) -> Ending:
 
 def judge_exit(sight: Sight) -> Ending:
     """The ending of a worker that is gone, and has published no done.md."""
-    if sight.said.state == "ready" and sight.said.text:
-        return Ending("answered", answer=sight.said.text, source="transcript", said=sight.said)
-    was_cut = sight.said.error.startswith("the turn was ")   # by its own end: no news
-    if sight.said.state in ("failed", "limited", "login") and not was_cut:
-        return judge_trouble(sight.said.state, sight)
+    said = sight.said
+    if said.state == "ready" and said.text:
+        return Ending("answered", answer=said.text, source="transcript", said=said)
+    was_cut = said.error.startswith("the turn was ")   # by its own end: no news
+    if said.state in TROUBLES and not was_cut:
+        return judge_trouble(said.state, sight)
     how = "vanished" if sight.exit_status is None else "exited with status %d" % sight.exit_status
-    return Ending("died", "the worker %s before it published anything" % how, "look at it",
-                  said=sight.said)
+    return Ending("died", "the worker %s before it published anything" % how, "look at it", said=said)
 
 
-def judge_stall(progress: Progress, sight: Sight, at_s: float, agent: Agent,
-                stall_s: float) -> Optional[Ending]:
+def judge_stall(progress: Progress, at_s: float, worker: Worker, said: Said) -> Optional[Ending]:
     """The ending of a turn in which nothing has moved for too long."""
-    silent_s = at_s - progress.moved_s
-    if silent_s >= stall_s:
-        was_taken = progress.began or not agent.pane.rules
+    pane, silent_s, still_s = worker.agent.pane, at_s - progress.moved_s, at_s - progress.stirred_s
+    if silent_s >= worker.run.facts["stall_s"]:
+        was_taken = progress.began or not pane.rules
         seen = "no progress for %d s" % silent_s if was_taken else "the turn was not seen to start"
-        return Ending("stalled", seen, "look at it; then wait again, or stop it", said=sight.said)
-    still_s = at_s - progress.stirred_s
-    if agent.pane.silence_s and still_s >= agent.pane.silence_s:
-        return Ending("answered", "nothing moved for %d s; taken as the end of the turn" % still_s,
-                      source="screen")
+        return Ending("stalled", seen, "look at it; then wait again, or stop it", said=said)
+    if pane.silence_s and still_s >= pane.silence_s:
+        words = "nothing moved for %d s; taken as the end of the turn" % still_s
+        return Ending("answered", words, source="screen")
     return None
 
 
-def has_put_back(sight: Sight, submit: Optional[Submit]) -> bool:
-    """Whether a prompt that the record takes for a running turn's stands in the composer again: a person has
-    interrupted it before its first word (claude 2.1.329)."""
-    is_idle = (sight.said.state, sight.verdict.state) == ("busy", "ready")
-    return bool(is_idle and submit and read_composer(sight.screen, submit))
+def waits_for_prompt(progress: Progress, sight: Sight, worker: Worker) -> bool:
+    """Whether the screen has said twice in a row that a prompt can be typed. Below the trouble of an earlier
+    turn there is a composer that waits as well; and one that holds what somebody before us has pasted may be
+    too tall for any rule."""
+    facts, submit = worker.run.facts, worker.agent.pane.submit
+    if progress.state == "unknown" and worker.turn.delivery != "waiting" and submit:
+        return progress.looks >= 2 and bool(read_composer(sight.screen, submit))
+    resumed = worker.agent.start.resumed if facts.get("resumed") else ""
+    is_waiting = progress.state == "ready" or progress.state in TROUBLES and facts["turn"] > 1
+    return progress.looks >= 2 and is_waiting and bool(re.search(resumed, sight.screen.text, re.MULTILINE))
 
 
-def judge_start(progress: Progress, sight: Sight, at_s: float, worker: Worker) -> Optional[Ending]:
-    """The ending of the time before a prompt is typed, or None while it goes on: "ready" once the screen has
-    said so twice in a row. Below the trouble of an earlier turn there is a composer that waits as well; and
-    one that holds what somebody before us has pasted may be too tall for any rule."""
-    agent, facts = worker.agent, worker.run.facts
-    if sight.is_gone:
-        return judge_exit(sight)
-    waits = ("ready",) if facts["turn"] < 2 else ("ready", "failed", "limited", "login")
-    is_loaded = not facts.get("resumed") or re.search(agent.start.resumed, sight.screen.text, re.MULTILINE)
-    is_pasted = worker.turn.delivery != "waiting" and progress.state == "unknown" and agent.pane.submit \
-        and read_composer(sight.screen, agent.pane.submit)
-    if progress.looks >= 2 and (progress.state in waits and is_loaded or is_pasted):
-        return Ending("ready", "the agent waits for a prompt")
-    if progress.looks >= 2 and progress.state in ("asks", "login", "limited", "failed"):
-        return judge_trouble(progress.state, sight)
-    return judge_stall(progress, sight, at_s, agent, facts["stall_s"])
-
-
-def judge_turn(progress: Progress, sight: Sight, at_s: float, agent: Agent,
-               stall_s: float) -> Optional[Ending]:
-    """The ending of the turn, or None while it goes on. `progress` has `sight` in it already.
+def judge_turn(progress: Progress, sight: Sight, at_s: float, worker: Worker) -> Optional[Ending]:
+    """The ending of the turn, or of the time before its prompt is typed; None while it goes on. `progress`
+    has `sight` in it already.
 
     In order of trust: done.md, the worker's end, the agent's record, its screen, silence. What only a screen
     says has to be said twice in a row; and a screen that waits for a prompt is no end before the turn was
     seen to start.
     """
+    said, state, shown, submit = sight.said, progress.state, sight.verdict.state, worker.agent.pane.submit
+    was_taken, is_still = worker.turn.delivery == "taken", at_s - progress.stirred_s >= UNKNOWN_PROMPT_S
     if sight.done and sight.done.strip():
-        return Ending("answered", answer=sight.done, source="done.md", said=sight.said)
+        return Ending("answered", answer=sight.done, source="done.md", said=said)
     if sight.is_gone:
         return judge_exit(sight)
-    is_sure = progress.looks >= 2 or progress.state == sight.said.state
-    if progress.state == "ready" and progress.began and is_sure:
-        source = "transcript" if sight.said.text else "screen"
-        return Ending("answered", answer=sight.said.text, source=source, said=sight.said)
-    if progress.state in ("asks", "login", "limited", "failed") and is_sure:
-        return judge_trouble(progress.state, sight)
-    is_unknown = sight.is_recorded and not sight.said.turn and at_s - progress.stirred_s >= UNKNOWN_PROMPT_S
-    if sight.verdict.state == "ready" and progress.began and is_unknown:
+    if not was_taken and waits_for_prompt(progress, sight, worker):
+        return Ending("ready", "the agent waits for a prompt")
+    is_sure = progress.looks >= 2 or was_taken and state == said.state
+    if was_taken and state == "ready" and progress.began and is_sure:
+        return Ending("answered", answer=said.text, source="transcript" if said.text else "screen", said=said)
+    if state in ("asks", *TROUBLES) and is_sure:
+        return judge_trouble(state, sight)
+    is_unknown = is_still and sight.is_recorded and not said.turn
+    if is_unknown and shown == "ready" and progress.began:
         return Ending("answered", "its record does not show the prompt", source="screen")
-    if sight.verdict.state in ("failed", "limited", "login") and is_unknown:
-        return judge_trouble(sight.verdict.state, sight)
-    if has_put_back(sight, agent.pane.submit) and at_s - progress.stirred_s >= UNKNOWN_PROMPT_S:
-        return Ending("stopped", "the turn was interrupted in its pane", "send it another prompt",
-                      said=sight.said)
-    return judge_stall(progress, sight, at_s, agent, stall_s)
+    if is_unknown and shown in TROUBLES:
+        return judge_trouble(shown, sight)
+    # interrupted by a person before its first word, a prompt is put back into the composer (claude 2.1.329)
+    was_put_back = is_still and was_taken and (said.state, shown) == ("busy", "ready") and submit
+    if was_put_back and read_composer(sight.screen, submit):
+        return Ending("stopped", "the turn was interrupted in its pane", "send it another prompt", said=said)
+    return judge_stall(progress, at_s, worker, said)
 
 
 def write_ending(run: Run, ending: Ending) -> None:
@@ -3885,20 +3865,19 @@ def write_ending(run: Run, ending: Ending) -> None:
 
 
 def read_summary(run: Run) -> str:
-    """What the worker has published; "" for nothing."""
-    return clean_text(read_file(run.path("done.md")) or "").rstrip("\n")
+    """What a task's worker has published; "" for nothing."""
+    return clean_text(read_file(run.path("done.md")) or "").rstrip("\n") if was_task(run) else ""
 
 
 def read_ending(run: Run) -> Ending:
     """The ending that was kept, as far as it was."""
     turn = read_turn(run)
-    said = Said(model=turn.get("model") or "", tokens=turn.get("tokens"))
-    summary = read_summary(run) if was_task(run) else ""
-    answer = read_file(run.path("turns/%d.md" % run.facts["turn"])) or summary
-    known = [name for name in (turn.get("outcome"), run.facts["outcome"]) if str(name) in OUTCOMES]
+    known = [name for name in (turn.get("outcome"), run.facts["outcome"], "stopped") if str(name) in OUTCOMES]
     what, fix, source = (str(turn.get(name) or "") for name in ("what", "fix", "source"))
+    answer = read_file(run.path("turns/%d.md" % run.facts["turn"])) or read_summary(run)
     options = turn.get("options") if isinstance(turn.get("options"), list) else []
-    return Ending(known[0] if known else "stopped", what, fix, answer, source, said, tuple(map(str, options)))
+    return Ending(known[0], what, fix, answer, source, Said(model=turn.get("model") or "",
+                  tokens=turn.get("tokens")), tuple(map(str, options)))
 
 
 def end_worker(run: Run, outcome: str, echo: Optional[Tell]) -> None:
@@ -3920,7 +3899,7 @@ def read_children(run: Run) -> list[Run]:
 
 def published_ending(run: Run) -> Ending:
     """What a stop leaves of a turn: its answer, when the worker was faster than the stop."""
-    answer = read_summary(run) if was_task(run) else ""
+    answer = read_summary(run)
     if answer:
         return Ending("answered", answer=answer, source="done.md")
     with contextlib.suppress(Unusable):   # a turn that cannot be read must be stopped all the same
@@ -3963,32 +3942,16 @@ def send_prompt(run: Run, request: Request, find_its_profile: Callable[[], Profi
     launch = None
     if run.is_over:
         refuse_turn(run)
-        profile = find_its_profile()
-        if profile.agent.name != run.facts["agent"]:
-            raise Unusable("run %d: its profile `%s` is of another agent now" % (run.id, profile.name),
-                           "start a new run")
-        launch = prepare_launch(request._replace(profile=profile), base, run.facts["depth"])
+        launch = prepare_resume(run, request._replace(profile=find_its_profile()), base)
     begin_turn(run, request, launch is not None)
     if launch:
-        resume_run(run, launch, echo)
+        with undoing_start(run):
+            open_place(run, launch, "session", base, echo)
 
 
-def is_kept(run: Run, ending: Ending) -> bool:
-    """Whether the worker stays after this ending."""
-    return ending.outcome in OPEN_OUTCOMES or run.facts["keep"] and ending.outcome not in ("late", "died")
-
-
-def dismiss_worker(worker: Worker, ending: Ending) -> None:
-    """Ends the worker of a turn that is over, unless it is to be kept."""
-    if is_kept(worker.run, ending):
-        return
-    if ending.outcome == "answered":
-        quit_worker(worker)
-    run, echo = worker.run, worker.server.echo
-    trouble = attempt(*[functools.partial(stop_run, child, echo) for child in read_children(run)],
-                      lambda: end_worker(run, ending.outcome, echo))
-    if trouble:
-        raise Failure(trouble)
+def is_kept(run: Run, outcome: str) -> bool:
+    """Whether the worker stays after a turn that ended so."""
+    return outcome in OPEN_OUTCOMES or run.facts["keep"] and outcome not in ("late", "died")
 
 
 def keep_ending(worker: Worker, ending: Ending) -> None:
@@ -4001,11 +3964,9 @@ def keep_ending(worker: Worker, ending: Ending) -> None:
 
 
 def finish_turn(worker: Worker, ending: Ending) -> Ending:
-    """Keeps the ending and ends the worker, once: whoever comes second gets what the first one kept.
-
-    Trouble with either of the two is added to the ending: it must not cost the answer.
-    """
-    run, number = worker.run, worker.run.facts["turn"]
+    """Keeps the ending and ends the worker unless it is to stay, once: whoever comes second gets what the
+    first one kept. Trouble with any of it is added to the ending: it must not cost the answer."""
+    run, echo, number = worker.run, worker.server.echo, worker.run.facts["turn"]
     with run.locked():
         run.reload()
         if run.is_settled or run.facts["turn"] != number:
@@ -4014,73 +3975,50 @@ def finish_turn(worker: Worker, ending: Ending) -> Ending:
         if ending.source in ("transcript", "screen") and was_task(run) and not ending.what:
             ending = ending._replace(what="the worker went idle without publishing done.md")
         ending = ending._replace(answer=clean_text(answer).rstrip("\n"))
-        trouble = attempt(lambda: keep_ending(worker, ending), lambda: dismiss_worker(worker, ending))
-    return ending._replace(what="; ".join(filter(None, (ending.what, trouble))))
+        troubles = [attempt(lambda: keep_ending(worker, ending))]
+        if not is_kept(run, ending.outcome):
+            if ending.outcome == "answered":
+                troubles.append(attempt(lambda: quit_worker(worker)))
+            deeds = [functools.partial(stop_run, child, echo) for child in read_children(run)]
+            troubles.append(attempt(*deeds, lambda: end_worker(run, ending.outcome, echo)))
+    return ending._replace(what="; ".join(filter(None, (ending.what, *troubles))))
 
 
-def await_start(run: Run, wait_s: float) -> None:
-    """Waits until whoever starts a run has done so, or died over it: then what there is of it is ended."""
-    for _ in until(wait_s):
-        run.reload()
-        if run.facts["state"] != "starting":
-            return
-        if not is_alive(fact_process(run.facts["caller"])):
-            stop_run(run)
-            return
-
-
-def try_dialog(worker: Worker, sight: Sight, ending: Ending, progress: Progress,
-               at_s: float) -> tuple[Optional[Ending], Progress]:
-    """Answers a dialog that may be answered; the wait then goes on as if it had not been there."""
-    progress = progress._replace(next_look_s=at_s + FIRST_LOOK_S)
-    name = answer_dialog(worker, sight.screen, progress.answered)
-    if name == "":
-        return ending, progress
-    return None, progress._replace(answered=progress.answered + (name,) if name else progress.answered)
-
-
-def try_typing(worker: Worker, progress: Progress, at_s: float) -> tuple[Optional[Ending], Progress]:
-    """Types the prompt of the turn into an agent that is ready; the wait then begins anew, for its answer."""
-    hindrance = type_prompt(worker, read_turn(worker.run).get("prompt") or "")
-    sight = worker.look()
-    is_moot = sight.is_gone or sight.verdict.state == "asks" or worker.has_changed()   # the next look judges
-    if hindrance and not is_moot:
-        return Ending("stalled", "the prompt was not taken: %s" % hindrance, "look at it; then wait again"), \
-            progress
-    return None, progress._replace(began=False, state="", looks=0, moved_s=at_s, next_look_s=at_s)
-
-
-def beat(run: Run, progress: Progress, at_s: float, tell: Tell) -> Progress:
-    """Says now and then that the run goes on: hosts take silence for a hang."""
-    if at_s < progress.beat_s:
-        return progress
-    tell("run %d: %s, %d s" % (run.id, progress.state or "starting", at_s))
-    return progress._replace(beat_s=at_s + HEARTBEAT_S)
+def go_on(worker: Worker, sight: Sight, ending: Ending, progress: Progress,
+          at_s: float) -> tuple[Optional[Ending], Progress]:
+    """Does what keeps an ending from being one: answers a dialog, types the prompt of the turn, waits for the
+    rest of a summary. The ending, or None: then the wait goes on as if nothing had been there."""
+    run = worker.run
+    if ending.outcome == "asks":
+        name = answer_dialog(worker, sight.screen, progress.answered)
+        answered = progress.answered + ((name,) if name else ())
+        return None if name != "" else ending, progress._replace(answered=answered,
+                                                                 next_look_s=at_s + FIRST_LOOK_S)
+    if ending.outcome == "ready" and run.facts["turn"]:
+        hindrance = type_prompt(worker, read_turn(run).get("prompt") or "")
+        if hindrance and await_sight(worker, lambda sight: True, 0.0):   # else the next look judges
+            return Ending("stalled", "the prompt was not taken: %s" % hindrance,
+                          "look at it; then wait again"), progress
+        return None, progress._replace(began=False, state="", looks=0, moved_s=at_s, next_look_s=at_s)
+    is_partial = ending.source == "done.md" and (   # or it has grown since the look
+        worker.is_publishing() or read_file(run.path("done.md")) != sight.done)
+    return None if is_partial else ending, progress
 
 
 def read_progress(run: Run, at_s: float) -> Progress:
     """What the waits before this one have learnt: a stall is one, into however many waits it was cut."""
-    try:
+    progress = Progress(beat_s=at_s + HEARTBEAT_S)
+    with contextlib.suppress(ValueError, TypeError):   # half of it, or not ours: then this wait begins anew
         kept = as_map(json.loads(read_file(run.path("progress.json")) or "{}"))
-        times = [min(at_s, float(kept.get(name, 0.0))) for name in ("moved_s", "stirred_s")]
-    except (ValueError, TypeError):   # half of it, or not ours: then this wait begins anew
-        kept, times = {}, [0.0, 0.0]
-    return Progress(began=bool(kept.get("began")), trace=str(kept.get("trace", "")), moved_s=times[0],
-                    face=str(kept.get("face", "")), stirred_s=times[1], beat_s=at_s + HEARTBEAT_S)
+        facts = {name: kind(kept[name]) for name, kind in KEPT.items() if name in kept}
+        progress = progress._replace(**facts)
+    return progress._replace(moved_s=min(at_s, progress.moved_s), stirred_s=min(at_s, progress.stirred_s))
 
 
 def write_progress(run: Run, progress: Progress) -> None:
     """Keeps what the next wait has to know; on a full disk it finds out anew, and no answer is lost."""
-    names = ("began", "trace", "moved_s", "face", "stirred_s")
-    facts = {name: getattr(progress, name) for name in names}
+    facts = {name: getattr(progress, name) for name in KEPT}
     attempt(lambda: write_file(run.path("progress.json"), json.dumps(facts) + "\n"))
-
-
-def check_folder(run: Run) -> None:
-    """Ends the worker of a run whose folder was removed: nothing of it could be brought back any more."""
-    if not os.path.isdir(run.folder):
-        end_pane(run)
-        raise Unusable("run %d: its folder was removed; the worker was ended" % run.id, "start it again")
 
 
 def await_ending(worker: Worker, wait_s: float, tell: Tell) -> Optional[Ending]:
@@ -4093,7 +4031,9 @@ def await_ending(worker: Worker, wait_s: float, tell: Tell) -> Optional[Ending]:
         is_late = bool(facts["max_time_s"]) and at_s >= facts["max_time_s"]
         if not (worker.has_news() or at_s >= progress.next_look_s or waited_s >= wait_s or is_late):
             continue
-        check_folder(run)
+        if not os.path.isdir(run.folder):   # nothing of it could be brought back any more
+            end_pane(run)
+            raise Unusable("run %d: its folder was removed; the worker was ended" % run.id, "start it again")
         if worker.has_changed():   # somebody else ended the turn
             return None
         sight, had_begun = worker.look(), progress.began
@@ -4101,56 +4041,48 @@ def await_ending(worker: Worker, wait_s: float, tell: Tell) -> Optional[Ending]:
         progress = progress._replace(next_look_s=at_s + look_pause_s(worker, progress, sight, at_s))
         if progress.began != had_begun:
             write_progress(run, progress)
-        ending = judge_start(progress, sight, at_s, worker) if worker.turn.delivery != "taken" else \
-            judge_turn(progress, sight, at_s, worker.agent, facts["stall_s"])
-        if ending and ending.outcome == "asks":
-            ending, progress = try_dialog(worker, sight, ending, progress, at_s)
-        if ending and ending.outcome == "ready" and facts["turn"]:
-            ending, progress = try_typing(worker, progress, at_s)
-        is_partial = ending and ending.source == "done.md" and (
-            worker.is_publishing() or read_file(run.path("done.md")) != sight.done)   # grown since the look
-        if ending and not is_partial:
+        ending = judge_turn(progress, sight, at_s, worker)
+        if ending:
+            ending, progress = go_on(worker, sight, ending, progress, at_s)
+        if ending:
             write_progress(run, progress._replace(moved_s=at_s))   # so that a new wait begins a new stall
             return ending
         if is_late and not (progress.state == "ready" and progress.looks == 1):   # then one more look decides
             return Ending("late", "not done after %g s" % facts["max_time_s"], "give it more --max-time",
                           said=sight.said)
-        progress = beat(run, progress, at_s, tell)
+        if at_s >= progress.beat_s:   # hosts take silence for a hang
+            tell("run %d: %s, %d s" % (run.id, progress.state or "starting", at_s))
+            progress = progress._replace(beat_s=at_s + HEARTBEAT_S)
     write_progress(run, progress)
     return None
-
-
-def settle_run(run: Run, echo: Optional[Tell] = None) -> None:
-    """Ends the worker of a turn that is over: who wrote its ending down may have been killed over it."""
-    if run.is_over or is_kept(run, Ending(run.facts["outcome"])):
-        return
-    stop_run(run, echo)
 
 
 def await_run(run: Run, wait_s: float, tell: Tell, echo: Optional[Tell] = None) -> Ending:
     """Waits until a run's turn has ended, or for `wait_s`, and returns the ending; from any process, any
     number of times. A run that has ended gives the same ending again."""
     end_s, number = time.monotonic() + wait_s, run.facts["turn"]
-    while True:
+    for _ in until(wait_s, longest_s=0.05):
+        run.reload()
         if run.facts["turn"] != number:
             return read_ending(of_turn(run, number))
         if not run.is_over:
             run.check_here()
-        if run.facts["state"] == "starting":
-            await_start(run, wait_s)
+        if run.facts["state"] == "starting" and not is_alive(fact_process(run.facts["caller"])):
+            stop_run(run, echo)   # whoever was starting it has died over it
         if run.is_settled:
-            settle_run(run, echo)
+            if not run.is_over and not is_kept(run, run.facts["outcome"]):
+                stop_run(run, echo)   # who wrote its ending down may have been killed over it
             return read_ending(run)
-        left_s = max(0.0, end_s - time.monotonic())
-        if run.facts["state"] != "starting":
-            with Worker(run, echo) as worker:
-                ending = await_ending(worker, left_s, tell)
-                if ending:
-                    return finish_turn(worker, ending)
-        if time.monotonic() >= end_s:
-            words = "the wait of %g s is over, the worker goes on" % wait_s
-            return Ending("running", words, own_command("wait %d" % run.id))
-        run.reload()
+        if run.facts["state"] == "starting":
+            continue
+        with Worker(run, echo) as worker:
+            ending = await_ending(worker, max(0.0, end_s - time.monotonic()), tell)
+            if ending:
+                return finish_turn(worker, ending)
+            if not worker.has_changed():
+                break
+    words = "the wait of %g s is over, the worker goes on" % wait_s
+    return Ending("running", words, own_command("wait %d" % run.id))
 
 
 def answer_question(run: Run, choice: str, echo: Optional[Tell] = None) -> str:
@@ -4179,14 +4111,14 @@ def interrupt_run(run: Run, echo: Optional[Tell] = None) -> Ending:
         raise Unusable("run %d: is still starting" % run.id, own_command("stop %d" % run.id))
     with Worker(run, echo) as worker:
         sight = worker.look()
-        said, source = sight.said, "transcript" if sight.said.text else ""
         if sight.verdict.state == "asks":
             raise Unusable("run %d: asks something" % run.id, own_command("answer %d CHOICE" % run.id))
-        stopped = Ending("stopped", "the turn was interrupted", "send it another prompt", said.text, source,
-                         said)
-        is_done = (said.state, settle_state(sight)) == ("ready", "ready")
-        ending = finish_turn(worker, Ending("answered", answer=said.text, source=source, said=said) if is_done
-                             else stopped)
+        said, source = sight.said, "transcript" if sight.said.text else ""
+        ending = Ending("stopped", "the turn was interrupted", "send it another prompt", said.text, source,
+                        said)
+        if (said.state, settle_state(sight)) == ("ready", "ready"):
+            ending = ending._replace(outcome="answered", what="", fix="")
+        ending = finish_turn(worker, ending)
         if not run.is_over:
             with run.locked("typing"):
                 interrupt_turn(worker, read_turn(run).get("prompt") or "")
@@ -4216,33 +4148,26 @@ def named_interrupt(run: Run) -> Iterator[None]:
         raise Failure("run %d: %s" % (run.id, failure.what), fix) from failure
 
 
-def has_ended(run: Run) -> bool:
-    """Whether a look at a run is worth while: it published, exited, vanished, or ran out of time."""
+def is_open(run: Run) -> bool:
+    """Whether a worker is still on its turn: it has published nothing, lives, and has time left."""
     facts = run.facts
-    return (file_size(run.path("done.md")) > 0 or file_size(run.path("exit")) > 0
-            or not is_alive(fact_process(facts["launcher"]))
-            or bool(facts["max_time_s"]) and time.time() - facts["started_at"] >= facts["max_time_s"])
-
-
-def collect_run(run: Run, tell: Tell) -> None:
-    """Ends one run whose caller is gone, if it has come to an end."""
-    if run.facts["state"] == "starting":
-        stop_run(run)
-    elif run.is_settled:
-        settle_run(run)
-    elif has_ended(run):
-        ending = await_run(run, 0.0, tell)
-        if ending.outcome != "running":
-            tell("run %d: its caller is gone; collected: %s" % (run.id, ending.outcome))
+    return (facts["state"] == "running" and not run.is_settled
+            and file_size(run.path("done.md")) <= 0 and file_size(run.path("exit")) <= 0
+            and is_alive(fact_process(facts["launcher"]))
+            and not 0 < facts["max_time_s"] <= time.time() - facts["started_at"])
 
 
 def collect_runs(state: str, tell: Tell) -> None:
     """Ends what a caller that died has left: starts that got nowhere, and tasks that have finished since."""
     for run in read_runs(state, "open", tell):
-        if not run.is_here or is_alive(fact_process(run.facts["caller"])) or run.facts["keep"]:
+        facts = run.facts
+        if not run.is_here or is_alive(fact_process(facts["caller"])) or facts["keep"] or is_open(run):
             continue
+        had_ended = facts["state"] == "starting" or run.is_settled
         try:
-            collect_run(run, tell)
+            ending = await_run(run, 0.0, tell)
+            if ending.outcome != "running" and not had_ended:
+                tell("run %d: its caller is gone; collected: %s" % (run.id, ending.outcome))
         except Failure as failure:   # trouble with an old run is not to stop a new one
             tell("run %d: not collected: %s" % (run.id, failure.what))
 

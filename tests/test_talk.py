@@ -13,7 +13,7 @@ import types
 import pytest
 
 from sandboxes import PROGRAM, ROOT, Sandbox, until_true
-from selftalk import (AGENTS, Progress, Said, Screen, Sight, Unusable, Verdict, find_turn, fold_record, judge_start,
+from selftalk import (AGENTS, Progress, Said, Screen, Sight, Unusable, Verdict, find_turn, fold_record, judge_turn,
                       make_scratch, note_sight, order_tree, typed_prompt)
 
 CLAUDE = AGENTS["claude"]
@@ -201,7 +201,7 @@ def begin(*states, is_first=True, stall_s=600.0, **facts):
     for number, state in enumerate(states):
         sight = Sight(screen=Screen("screen"), verdict=Verdict(state, "rule", "bottom:1", "words"), **facts)
         progress = note_sight(progress, sight, float(number))
-        ending = judge_start(progress, sight, float(number), worker)
+        ending = judge_turn(progress, sight, float(number), worker)
         if ending:
             return ending.outcome
     return None
