@@ -3561,6 +3561,7 @@ HEARTBEAT_S = 60.0
 STALL_S = 600.0
 UNKNOWN_PROMPT_S = 5.0   # a screen that waits so long is believed against a record without our prompt
 TROUBLES = ("failed", "limited", "login")   # states that end a turn without an answer
+KEPT = {"began": bool, "trace": str, "moved_s": float, "face": str, "stirred_s": float}   # from wait to wait
 
 
 class Request(NamedTuple):
@@ -3593,10 +3594,6 @@ class Progress(NamedTuple):
     beat_s: float = HEARTBEAT_S        # when the next heartbeat is due
 
 
-# What of it the next wait has to know.
-KEPT = {"began": bool, "trace": str, "moved_s": float, "face": str, "stirred_s": float}
-
-
 def prepare_launch(request: Request, base: dict[str, str], depth: int) -> Launch:
     """All that can be found missing is found before anything starts."""
     profile = request.profile._replace(args=request.profile.args + request.extra)
@@ -3606,8 +3603,7 @@ def prepare_launch(request: Request, base: dict[str, str], depth: int) -> Launch
     if request.form == "talk" and not profile.agent.pane.submit:
         raise Unusable("profile `%s`: nothing is known of its composer, so nothing can be typed into it"
                        % profile.name, "give it a task: selftalk.py run -p %s" % profile.name)
-    env = compose_env(profile, base, os.getuid() == 0)
-    env[DEPTH_VARIABLE] = str(depth)
+    env = {**compose_env(profile, base, os.getuid() == 0), DEPTH_VARIABLE: str(depth)}
     program = find_program(profile.command, env.get("PATH", os.defpath), request.workspace)
     if not program:
         install = profile.agent.install
@@ -3634,8 +3630,7 @@ def open_place(run: Run, launch: Launch, place: str, base: dict[str, str], echo:
 
 @contextlib.contextmanager
 def undoing_start(run: Run) -> Iterator[None]:
-    """When a start in here fails, what it has left is ended, and the folder of a new run is removed, unless
-    somebody has stopped it."""
+    """A start in here that fails leaves nothing: of a new run not even its folder, unless it was stopped."""
     try:
         yield
     except BaseException as error:
@@ -3643,11 +3638,11 @@ def undoing_start(run: Run) -> Iterator[None]:
         is_new = not run.facts.get("resumed")
         with run.locked():
             attempt(run.reload)
-            if is_new and not run.is_over:
+            if not is_new:
+                attempt(lambda: close_run(run, outcome="stopped"))
+            elif not run.is_over:
                 remove_file(open_mark(run))
                 remove_folder(run.folder)
-            elif not is_new:
-                attempt(lambda: close_run(run, outcome="stopped"))
         if is_new and isinstance(error, KeyboardInterrupt):
             raise Interrupted("interrupted; nothing was started") from error
         raise
@@ -3655,13 +3650,12 @@ def undoing_start(run: Run) -> Iterator[None]:
 
 def write_first_turn(run: Run, request: Request, launch: Launch) -> None:
     """Writes down what is asked: at launch, or to be typed when the agent is ready."""
-    start = request.profile.agent.start
-    sent = sent_prompt(run, launch) if launch.prompt else ""
-    write_file(run.path("prompt.md"), run_prompt(run, launch.prompt, start) if sent else request.prompt)
+    agent, sent = request.profile.agent, sent_prompt(run, launch) if launch.prompt else ""
+    write_file(run.path("prompt.md"), run_prompt(run, launch.prompt, agent.start) if sent else request.prompt)
     mark = letters(sent)[:MARK_LETTERS] if request.profile.prompt == "argument" else ""
-    turn = Turn(mark, 0, "taken") if sent else Turn("", 0, "waiting")
+    turn = Turn(mark, 0, "taken" if sent else "waiting")
     write_turn(run, prompt=request.prompt, outcome=None, **turn._asdict())
-    if request.profile.agent.record and request.profile.agent.record.has_log:
+    if agent.record and agent.record.has_log:
         write_file(run.path("stderr.log"), "")   # by us, so that only we can read it
 
 
@@ -3722,22 +3716,9 @@ def begin_turn(run: Run, request: Request, was_over: bool) -> None:
         run.log("asked", turn=number)
 
 
-def prepare_resume(run: Run, request: Request, base: dict[str, str]) -> Launch:
-    """What starts the agent of a run that is over once more, on what it remembers of it."""
-    profile, session = request.profile, run.facts["session_id"]
-    if profile.agent.name != run.facts["agent"]:
-        raise Unusable("run %d: its profile `%s` is of another agent now" % (run.id, profile.name),
-                       "start a new run")
-    launch = prepare_launch(request, base, run.facts["depth"])
-    said = RecordFollower(profile.agent.record, run, lambda path: False).read()[-1]
-    words = profile.agent.start.resume if said.turn else ()   # else there is nothing to take up
-    return launch._replace(prompt="", session=session, resume=fill_holes(words, {"session": session}))
-
-
 def settle_state(sight: Sight) -> str:
     """One state from two sources. The agent's record outranks its screen, but for what only the screen knows:
-    that a question is open, that a limit holds up the turn, and that something still runs behind a finished
-    one."""
+    an open question, a limit that holds up the turn, and what still runs behind a finished one."""
     shown, told = sight.verdict.state, sight.said.state
     if sight.said.is_past:   # the screen shows the turn of another prompt
         return told
@@ -3773,14 +3754,13 @@ def note_sight(progress: Progress, sight: Sight, at_s: float) -> Progress:
 
 def judge_trouble(state: str, sight: Sight) -> Ending:
     """The ending of a turn that cannot go on, in the agent's own words."""
-    words = find_question(sight.screen) if state == "asks" else sight.said.error
+    verb, words = ("asks", find_question(sight.screen)) if state == "asks" else ("says", sight.said.error)
     lines = clean_text(words or sight.verdict.text).split("\n")
     words = next((line.strip(" │┃") for line in lines if letters(line)), sight.verdict.rule)
     fix = {"asks":    "answer it, then wait again",
            "login":   "start the agent once by hand and log in",
            "limited": "wait for the reset, or name another profile",
            "failed":  "look at it"}[state]
-    verb = "asks" if state == "asks" else "says"
     return Ending(state, "the agent %s: %s" % (verb, words), fix, said=sight.said,
                   options=tuple(clean_text(option.label) for option in sight.options))
 
@@ -3882,18 +3862,17 @@ def read_ending(run: Run) -> Ending:
 
 def end_worker(run: Run, outcome: str, echo: Optional[Tell]) -> None:
     """Ends all that a run has started, and the run. `Failure` names what could not be ended."""
-    left = end_pane(run, echo)
-    run.log("ended", left=[process.pid for process in left])
+    left = [process.pid for process in end_pane(run, echo)]
+    run.log("ended", left=left)
     close_run(run, outcome=outcome, exit_status=read_exit(run), ended_at=time.time())
     if left:
-        pids = " ".join(str(one.pid) for one in left)
-        raise Failure("run %d: processes that could not be ended: %s" % (run.id, pids), "end them by hand")
+        raise Failure("run %d: processes that could not be ended: %s" % (run.id, " ".join(map(str, left))),
+                      "end them by hand")
 
 
 def read_children(run: Run) -> list[Run]:
     """The runs that were started inside a run and are not over: who asked for them goes with it."""
-    state = os.path.dirname(os.path.dirname(run.folder))
-    runs = read_runs(state, "open", lambda line: None)
+    runs = read_runs(os.path.dirname(os.path.dirname(run.folder)), "open", lambda line: None)
     return [child for child in runs if child.facts.get("parent_folder") == run.folder]
 
 
@@ -3942,7 +3921,14 @@ def send_prompt(run: Run, request: Request, find_its_profile: Callable[[], Profi
     launch = None
     if run.is_over:
         refuse_turn(run)
-        launch = prepare_resume(run, request._replace(profile=find_its_profile()), base)
+        profile, session = find_its_profile(), run.facts["session_id"]
+        if profile.agent.name != run.facts["agent"]:
+            raise Unusable("run %d: its profile `%s` is of another agent now" % (run.id, profile.name),
+                           "start a new run")
+        launch = prepare_launch(request._replace(profile=profile), base, run.facts["depth"])
+        said = RecordFollower(profile.agent.record, run, lambda path: False).read()[-1]
+        words = profile.agent.start.resume if said.turn else ()   # else there is nothing to take up
+        launch = launch._replace(prompt="", session=session, resume=fill_holes(words, {"session": session}))
     begin_turn(run, request, launch is not None)
     if launch:
         with undoing_start(run):
@@ -3988,21 +3974,19 @@ def go_on(worker: Worker, sight: Sight, ending: Ending, progress: Progress,
           at_s: float) -> tuple[Optional[Ending], Progress]:
     """Does what keeps an ending from being one: answers a dialog, types the prompt of the turn, waits for the
     rest of a summary. The ending, or None: then the wait goes on as if nothing had been there."""
-    run = worker.run
+    run, is_over = worker.run, True
     if ending.outcome == "asks":
         name = answer_dialog(worker, sight.screen, progress.answered)
-        answered = progress.answered + ((name,) if name else ())
-        return None if name != "" else ending, progress._replace(answered=answered,
-                                                                 next_look_s=at_s + FIRST_LOOK_S)
-    if ending.outcome == "ready" and run.facts["turn"]:
+        is_over, answered = name == "", progress.answered + (name,) * bool(name)
+        progress = progress._replace(next_look_s=at_s + FIRST_LOOK_S, answered=answered)
+    elif ending.outcome == "ready" and run.facts["turn"]:
         hindrance = type_prompt(worker, read_turn(run).get("prompt") or "")
-        if hindrance and await_sight(worker, lambda sight: True, 0.0):   # else the next look judges
-            return Ending("stalled", "the prompt was not taken: %s" % hindrance,
-                          "look at it; then wait again"), progress
-        return None, progress._replace(began=False, state="", looks=0, moved_s=at_s, next_look_s=at_s)
-    is_partial = ending.source == "done.md" and (   # or it has grown since the look
-        worker.is_publishing() or read_file(run.path("done.md")) != sight.done)
-    return None if is_partial else ending, progress
+        is_over = bool(hindrance and await_sight(worker, lambda one: True, 0.0))   # else the next look judges
+        ending = Ending("stalled", "the prompt was not taken: %s" % hindrance, "look at it; then wait again")
+        progress = progress._replace(began=False, state="", looks=0, moved_s=at_s, next_look_s=at_s)
+    elif ending.source == "done.md":   # unless somebody still writes to it, or it has grown since the look
+        is_over = not worker.is_publishing() and read_file(run.path("done.md")) == sight.done
+    return ending if is_over else None, progress
 
 
 def read_progress(run: Run, at_s: float) -> Progress:
@@ -4086,8 +4070,7 @@ def await_run(run: Run, wait_s: float, tell: Tell, echo: Optional[Tell] = None) 
 
 
 def answer_question(run: Run, choice: str, echo: Optional[Tell] = None) -> str:
-    """Answers the question that holds up a run by an option's label or number; the label. await_run goes on
-    from there."""
+    """Answers the question that holds up a run, by an option's label or number; its label."""
     run.check_here()
     with run.locked():   # two that answer at once would press twice
         run.reload()
