@@ -3615,8 +3615,7 @@ def prepare_launch(request: Request, base: dict[str, str], depth: int) -> Launch
 
 
 def open_place(run: Run, launch: Launch, place: str, base: dict[str, str], echo: Optional[Tell]) -> None:
-    """Starts the worker where it was asked for, in a session when there is no room for a pane, and writes
-    down that it runs, and where."""
+    """Starts the worker where it was asked for, or in a session without room for a pane, and notes where."""
     version = tuple(run.facts["tmux"])
     server, direction = find_room(base, version, echo) if place != "session" else (None, "")
     facts = open_beside(run, launch, server, direction, base["TMUX_PANE"]) if server else \
@@ -3684,14 +3683,14 @@ def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = Non
 
 def refuse_turn(run: Run) -> None:
     """Raises `Unusable` when a run cannot take another prompt now."""
+    agent, outcome = AGENTS[run.facts["agent"]], run.facts["outcome"]
     if not run.is_over and not run.is_settled:
         kinds = {"asks": ("asks something", "answer %d CHOICE"), "stalled": ("has stalled", "interrupt %d")}
-        doing, fix = kinds.get(run.facts["outcome"], ("is not done with its turn", "wait %d"))
+        doing, fix = kinds.get(outcome, ("is not done with its turn", "wait %d"))
         raise Unusable("run %d: %s" % (run.id, doing), own_command(fix % run.id))
-    if not AGENTS[run.facts["agent"]].pane.submit:
+    if not agent.pane.submit:
         raise Unusable("run %d: nothing can be typed into its agent" % run.id, "start a new run")
-    resume = AGENTS[run.facts["agent"]].start.resume
-    if run.is_over and not (resume and run.facts["session_id"]):
+    if run.is_over and not (agent.start.resume and run.facts["session_id"]):
         raise Unusable("run %d: is over, and its agent cannot take it up again" % run.id, "start a new run")
 
 
@@ -3732,9 +3731,8 @@ def settle_state(sight: Sight) -> str:
 def look_pause_s(worker: Worker, progress: Progress, sight: Sight, at_s: float) -> float:
     """Seconds to the next look. Soon while a prompt waits to be typed, and after the record has said that the
     turn is over; seldom for a screen that no rule reads: it is looked at for its silence only."""
-    if worker.turn.delivery != "taken" and progress.looks < 20:
-        return 0.05
-    if "ready" in (progress.state, sight.said.state) and at_s - progress.moved_s < 2.0:
+    is_waiting = worker.turn.delivery != "taken" and progress.looks < 20
+    if is_waiting or "ready" in (progress.state, sight.said.state) and at_s - progress.moved_s < 2.0:
         return 0.05
     if not worker.agent.pane.rules:
         return min(5.0, max(1.0, 0.25 * at_s))
@@ -3781,13 +3779,13 @@ def judge_stall(progress: Progress, at_s: float, worker: Worker, said: Said) -> 
     """The ending of a turn in which nothing has moved for too long."""
     pane, silent_s, still_s = worker.agent.pane, at_s - progress.moved_s, at_s - progress.stirred_s
     if silent_s >= worker.run.facts["stall_s"]:
-        was_taken = progress.began or not pane.rules
-        seen = "no progress for %d s" % silent_s if was_taken else "the turn was not seen to start"
-        return Ending("stalled", seen, "look at it; then wait again, or stop it", said=said)
-    if pane.silence_s and still_s >= pane.silence_s:
-        words = "nothing moved for %d s; taken as the end of the turn" % still_s
-        return Ending("answered", words, source="screen")
-    return None
+        is_begun = progress.began or not pane.rules
+        words = "no progress for %d s" % silent_s if is_begun else "the turn was not seen to start"
+        return Ending("stalled", words, "look at it; then wait again, or stop it", said=said)
+    if not pane.silence_s or still_s < pane.silence_s:
+        return None
+    words = "nothing moved for %d s; taken as the end of the turn" % still_s
+    return Ending("answered", words, source="screen")
 
 
 def waits_for_prompt(progress: Progress, sight: Sight, worker: Worker) -> bool:
@@ -3855,9 +3853,9 @@ def read_ending(run: Run) -> Ending:
     known = [name for name in (turn.get("outcome"), run.facts["outcome"], "stopped") if str(name) in OUTCOMES]
     what, fix, source = (str(turn.get(name) or "") for name in ("what", "fix", "source"))
     answer = read_file(run.path("turns/%d.md" % run.facts["turn"])) or read_summary(run)
+    said = Said(model=turn.get("model") or "", tokens=turn.get("tokens"))
     options = turn.get("options") if isinstance(turn.get("options"), list) else []
-    return Ending(known[0], what, fix, answer, source, Said(model=turn.get("model") or "",
-                  tokens=turn.get("tokens")), tuple(map(str, options)))
+    return Ending(known[0], what, fix, answer, source, said, tuple(map(str, options)))
 
 
 def end_worker(run: Run, outcome: str, echo: Optional[Tell]) -> None:
@@ -3914,11 +3912,11 @@ def send_prompt(run: Run, request: Request, find_its_profile: Callable[[], Profi
                 echo: Optional[Tell] = None) -> None:
     """Gives a run its next prompt; await_run brings the answer. One that is over is started again, by the
     profile it had; what is missing for that is found before the turn begins."""
+    launch = None
     if not run.is_over:
         run.check_here()
         if run.is_settled and not is_alive(fact_process(run.facts["launcher"])):
             stop_run(run, echo)   # its agent has left meanwhile
-    launch = None
     if run.is_over:
         refuse_turn(run)
         profile, session = find_its_profile(), run.facts["session_id"]
@@ -4051,14 +4049,13 @@ def await_run(run: Run, wait_s: float, tell: Tell, echo: Optional[Tell] = None) 
             return read_ending(of_turn(run, number))
         if not run.is_over:
             run.check_here()
-        if run.facts["state"] == "starting" and not is_alive(fact_process(run.facts["caller"])):
-            stop_run(run, echo)   # whoever was starting it has died over it
+            is_starting = run.facts["state"] == "starting"
+            if is_starting and is_alive(fact_process(run.facts["caller"])):
+                continue
+            if is_starting or run.is_settled and not is_kept(run, run.facts["outcome"]):
+                stop_run(run, echo)   # whoever was starting or ending its worker may have died over it
         if run.is_settled:
-            if not run.is_over and not is_kept(run, run.facts["outcome"]):
-                stop_run(run, echo)   # who wrote its ending down may have been killed over it
             return read_ending(run)
-        if run.facts["state"] == "starting":
-            continue
         with Worker(run, echo) as worker:
             ending = await_ending(worker, max(0.0, end_s - time.monotonic()), tell)
             if ending:

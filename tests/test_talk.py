@@ -806,6 +806,57 @@ def test_a_send_that_cannot_start_costs_no_answer(box):
     assert box.run("wait", "1")[:2] == (0, "answer 1 to do it\n")
 
 
+def test_a_send_without_tmux_costs_no_answer(box):
+    assert box.talk("do it")[0] == 0 and box.run("stop", "1")[0] == 0
+    (box.folder / "bin").mkdir()
+    _, err = box.start("send", "1", "more", env={"PATH": str(box.folder / "bin")}).communicate(timeout=20)
+    assert b"tmux: not found" in err
+    assert box.run("wait", "1")[:2] == (0, "answer 1 to do it\n")
+
+
+def tmux_that_fails(box, words, deed):
+    """A folder for PATH with a tmux that does `deed` instead of what `words` ask for."""
+    folder = box.folder / "bin"
+    folder.mkdir()
+    real = subprocess.run(["sh", "-c", "command -v tmux"], stdout=subprocess.PIPE).stdout.decode().strip()
+    (folder / "tmux").write_text('#!/bin/sh\ncase "$*" in *%s*) %s;; esac\nexec %s "$@"\n' % (words, deed, real))
+    (folder / "tmux").chmod(0o755)
+    return {"PATH": "%s:%s" % (folder, box.env["PATH"])}
+
+
+def test_a_start_that_fails_leaves_a_talk_that_can_be_taken_up_and_of_a_new_one_nothing(box):
+    assert box.talk("do it")[0] == 0 and box.run("stop", "1")[0] == 0
+    env = tmux_that_fails(box, "new-session", "echo no luck >&2; exit 1")
+    for words in (("send", "1", "more"), ("-c", "--here", "hi")):
+        caller = box.start(*words, env=env)
+        assert b"no luck" in caller.communicate(timeout=20)[1] and caller.returncode == 1
+    assert box.facts("last")["id"] == 1 and box.facts()["state"] == "over" and not box.processes()
+    assert not list((box.state / "open").iterdir())
+    assert box.run("wait", "1")[0] == 1
+    assert box.run("send", "1", "again")[:2] == (0, "answer 2 to again\n")
+
+
+@pytest.mark.parametrize("is_resume", [False, True])
+def test_a_start_whose_caller_is_killed_is_ended_by_a_wait(box, is_resume):
+    words = ("-c", "--here", "do it")
+    if is_resume:
+        assert box.talk("do it")[0] == 0 and box.run("stop", "1")[0] == 0
+        words = ("send", "1", "more")
+    env = tmux_that_fails(box, "new-session", "touch %s/there; until [ -e %s/go ]; do sleep 0.05; done; exit 1" %
+                          (box.folder, box.folder))
+    caller = box.start(*words, env=env)
+    assert until_true((box.folder / "there").exists)
+    waiter = box.start("wait", "1")
+    with pytest.raises(subprocess.TimeoutExpired):
+        waiter.wait(timeout=0.5)
+    caller.kill()
+    out, err = waiter.communicate(timeout=20)
+    assert (waiter.returncode, out) == (1, b"") and b"stopped while it was starting" in err
+    assert box.facts()["state"] == "over" and not list((box.state / "open").iterdir())
+    (box.folder / "go").touch()
+    caller.communicate()
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"turn": 2', "3"])
 def test_a_turn_that_cannot_be_read_gives_no_answer_of_another(box, text):
     assert box.talk("do it")[0] == 0
