@@ -172,6 +172,7 @@ class Ending(NamedTuple):
     source: str = ""   # done.md, transcript, screen
     said: Said = Said()
     options: tuple[str, ...] = ()   # the labels that an agent offers with its question
+    resets_at: Optional[float] = None   # when its limit ends, in seconds since 1970
 
 
 class Window(NamedTuple):
@@ -3490,9 +3491,8 @@ def read_usage(profile: Profile, env: dict[str, str], state: str, program: str, 
         return found
 
 
-def note_limit(profile: Profile, env: dict[str, str], state: str, resets_at: Optional[float]) -> None:
+def note_limit(path: str, resets_at: Optional[float]) -> None:
     """Remembers a limit that a run has met."""
-    path = usage_path(state, profile, env)
     with kept_usage(path) as usage:
         keep_usage(path, usage._replace(limited_until=resets_at or time.time() + FORGET_S))
 
@@ -3577,6 +3577,9 @@ class Request(NamedTuple):
     max_time_s: float = 0.0      # 0: no limit
     stall_s: float = STALL_S
     max_depth: int = 0
+    chain: tuple[str, ...] = ()  # the profiles that take the work over, one after the other, at a limit
+    took_over: int = 0           # the run whose work this one goes on with
+    wait_for_reset: bool = False
 
 
 class Progress(NamedTuple):
@@ -3674,6 +3677,9 @@ def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = Non
         "stall_s": request.stall_s, "tmux": version, "started_at": now, "asked_at": now,
         "turn": 1 if request.prompt else 0, "session_id": launch.session, "extra_args": request.extra,
         "caller": read_process(os.getpid()), "machine": name_machine(),
+        "usage_file": usage_path(state_folder(base), request.profile, launch.env),
+        "chain": request.chain, "took_over": request.took_over, "wait_for_reset": request.wait_for_reset,
+        "commit": read_commit(request.workspace) if request.chain else "",
         "record_home": record_home(request.profile.agent, launch.env)})
     with undoing_start(run):
         write_first_turn(run, request, launch)
@@ -3838,7 +3844,7 @@ def write_ending(run: Run, ending: Ending) -> None:
     now = time.time()
     write_file(run.path("turns/%d.md" % run.facts["turn"]), ending.answer)
     write_turn(run, outcome=ending.outcome, what=ending.what, fix=ending.fix, source=ending.source,
-               model=ending.said.model, tokens=ending.said.tokens, options=list(ending.options),
+               said=ending.said.text, resets_at=ending.resets_at, model=ending.said.model, tokens=ending.said.tokens, options=list(ending.options),
                ended_at=round(now, 3), seconds=round(now - run.facts["asked_at"], 3))
 
 
@@ -3853,9 +3859,9 @@ def read_ending(run: Run) -> Ending:
     known = [name for name in (turn.get("outcome"), run.facts["outcome"], "stopped") if str(name) in OUTCOMES]
     what, fix, source = (str(turn.get(name) or "") for name in ("what", "fix", "source"))
     answer = read_file(run.path("turns/%d.md" % run.facts["turn"])) or read_summary(run)
-    said = Said(model=turn.get("model") or "", tokens=turn.get("tokens"))
+    said = Said(text=turn.get("said") or "", model=turn.get("model") or "", tokens=turn.get("tokens"))
     options = turn.get("options") if isinstance(turn.get("options"), list) else []
-    return Ending(known[0], what, fix, answer, source, said, tuple(map(str, options)))
+    return Ending(known[0], what, fix, answer, source, said, tuple(map(str, options)), turn.get("resets_at"))
 
 
 def end_worker(run: Run, outcome: str, echo: Optional[Tell]) -> None:
@@ -3940,9 +3946,14 @@ def is_kept(run: Run, outcome: str) -> bool:
 
 def keep_ending(worker: Worker, ending: Ending) -> None:
     """Writes down how a turn ended, with the last screen."""
-    run = worker.run
+    run, screen = worker.run, worker.capture()
+    if ending.outcome == "limited":
+        texts = (ending.what, ending.said.error, "\n".join(screen.text.split("\n")[-20:]))
+        resets = (parse_reset(text, time.time()) for text in texts)
+        ending = ending._replace(resets_at=next(filter(None, resets), None))
+        note_limit(run.facts["usage_file"], ending.resets_at)
     write_ending(run, ending)
-    write_file(run.path("screen.txt"), clean_text(worker.capture().text).rstrip() + "\n")
+    write_file(run.path("screen.txt"), clean_text(screen.text).rstrip() + "\n")
     run.log(ending.outcome, source=ending.source, what=ending.what)
     run.update(outcome=ending.outcome, session_id=worker.record.session)
 
@@ -4064,6 +4075,57 @@ def await_run(run: Run, wait_s: float, tell: Tell, echo: Optional[Tell] = None) 
                 break
     words = "the wait of %g s is over, the worker goes on" % wait_s
     return Ending("running", words, own_command("wait %d" % run.id))
+
+
+HANDED_OVER = """%s
+
+---
+Another agent (%s) was given this task, and its account reached a usage limit before it was done. Go on where it
+stopped: look at what is there, keep what is right, and do not begin anew.
+"""
+
+
+def read_commit(folder: str) -> str:
+    """The commit that is checked out there; "" outside a repository, or without git."""
+    with contextlib.suppress(Missing):
+        return run_command("git", "-C", folder, "rev-parse", "HEAD").stdout.strip()
+    return ""
+
+
+def handed_over(run: Run, said: str) -> str:
+    """The prompt for the agent that takes over: what was asked, what the first one said, and what it changed."""
+    text = HANDED_OVER % (read_turn(run).get("prompt") or "", run.facts["profile"])
+    text += "\nThe last it said:\n\n%s\n" % said if said else ""
+    git = ("git", "-C", run.facts["workspace"])
+    if not run.facts["commit"]:
+        return text
+    changes = run_command(*git, "diff", run.facts["commit"]).stdout + run_command(*git, "status", "--short").stdout
+    if len(changes) > 50_000:
+        write_file(run.path("changes.diff"), changes)
+        changes = "%d lines: read %s" % (changes.count("\n"), run.path("changes.diff"))
+    return text + "\nWhat git shows since it began (some of it may have been there before):\n\n%s\n" % changes
+
+
+def move_on(run: Run, ending: Ending, find_next: Callable[[tuple[str, ...]], Route], base: dict[str, str],
+            tell: Tell, echo: Optional[Tell]) -> Run:
+    """Gives the work of a run that cannot go on to the next of its chain, once; the run that goes on."""
+    facts, state = run.facts, os.path.dirname(os.path.dirname(run.folder))
+    with run.locked("moving"):
+        moved_to = read_turn(run).get("moved_to")
+        if moved_to:
+            return read_run(state, moved_to)
+        route = find_next(tuple(facts["chain"]))
+        attempt(lambda: stop_run(run, echo))   # some go on by themselves after the reset (claude 2.1.329)
+        names = list(facts["chain"])
+        request = Request(route.profile, handed_over(run, ending.said.text), facts["workspace"], facts["form"],
+                          place=facts["place"], keep=facts["keep"], max_time_s=facts["max_time_s"],
+                          stall_s=facts["stall_s"], chain=tuple(names[names.index(route.profile.name) + 1:]),
+                          took_over=run.id, wait_for_reset=facts["wait_for_reset"])
+        new = start_run(request, base, echo)
+        tell("run %d: %s CANNOT GO ON: %s; %s TAKES OVER as run %d (%s)" % (
+            run.id, facts["profile"], ending.what, route.profile.name, new.id, route.reason))
+        write_turn(run, moved_to=new.id)
+    return new
 
 
 def answer_question(run: Run, choice: str, echo: Optional[Tell] = None) -> str:
