@@ -4378,10 +4378,10 @@ def forget_output(handle: int) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), handle)
 
 
-def emit(text: str) -> None:
-    """Prints a result. A reader that has gone is no news; anything else is a `Failure`."""
+def emit(result: object) -> None:
+    """Prints a text, or a JSON value. A reader that has gone is no news; anything else is a `Failure`."""
     try:
-        print(text, flush=True)
+        print(result if isinstance(result, str) else json.dumps(result, indent=1), flush=True)
     except OSError as error:
         forget_output(1)
         words = "" if isinstance(error, BrokenPipeError) else "stdout: cannot be written: %s" % error.strerror
@@ -4397,15 +4397,10 @@ def say(line: str) -> None:
         forget_output(2)
 
 
-def render_json(value: object) -> str:
-    """A JSON value as --json prints it."""
-    return json.dumps(value, indent=1)
-
-
 def show(args: "argparse.Namespace", describe: Callable[[], object], lines: Iterable[str]) -> int:
     """Prints a result: what `describe` returns with --json, else the lines. The exit code of success."""
-    for text in [render_json(describe())] if args.json else lines:
-        emit(text)
+    for result in [describe()] if args.json else lines:
+        emit(result)
     return 0
 
 
@@ -4426,17 +4421,16 @@ def check_prompt(data: bytes, source: str) -> str:
     return text
 
 
-def read_stdin_prompt(handle: int) -> str:
-    """The prompt on stdin, when stdin is a file or a pipe; "" for a terminal or /dev/null: they are none."""
-    facts = read_stat(handle)
+def read_stdin() -> bytes:
+    """What stdin holds when it is a file or a pipe; nothing for a terminal or /dev/null: no prompt."""
+    facts = read_stat(0)
     if not facts or stat.S_IFMT(facts.st_mode) not in (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK):
-        return ""
-    if not select.select([handle], [], [], PIPE_PATIENCE_S)[0]:
+        return b""
+    if not select.select([0], [], [], PIPE_PATIENCE_S)[0]:
         raise Unusable("stdin: a pipe that sends nothing and does not close",
                        "close it (< /dev/null) or give the prompt as words")
-    with open(handle, "rb", closefd=False) as file:
-        data = file.read(LARGEST_PROMPT_BYTES + 1)
-    return check_prompt(data, "stdin") if data else ""
+    with open(0, "rb", closefd=False) as file:
+        return file.read(LARGEST_PROMPT_BYTES + 1)
 
 
 def find_prompt(args: "argparse.Namespace") -> str:
@@ -4451,10 +4445,10 @@ def find_prompt(args: "argparse.Namespace") -> str:
             raise Unusable("%s: is not a file" % path, "name a file, or pipe it in")
         with using_file(path, "read", "check its name and its permissions"), open(path, "rb") as file:
             return check_prompt(file.read(LARGEST_PROMPT_BYTES + 1), path)
-    prompt = read_stdin_prompt(0)
-    if not prompt and not getattr(args, "talk", None):
+    data = read_stdin()
+    if not data and not getattr(args, "talk", None):
         raise Unusable("no prompt", "add it as words, as -f FILE, or on stdin")
-    return prompt
+    return check_prompt(data, "stdin") if data else ""
 
 
 def draw(*lines: str) -> None:
@@ -4463,31 +4457,20 @@ def draw(*lines: str) -> None:
     sys.stdout.flush()
 
 
-def ask_first_question() -> bool:
-    """A first-run question as the real agents ask it: plain Enter leaves."""
-    import termios
-    import tty
-    saved, chosen = termios.tcgetattr(0), 0
-    tty.setraw(0)
-    try:
-        while True:
-            labels = enumerate(("No, leave", "Yes, work here"))
-            rows = [("❯ " if number == chosen else "  ") + label for number, label in labels]
-            draw("Demo worker: may I work in this folder?", "", *rows, "", "Enter to confirm")
-            for key in re.findall(rb"\x1b\[.|.", os.read(0, 64), re.DOTALL):
-                if key in b"\r\n":
-                    return chosen == 1
-                chosen = {b"\x1b[B": 1, b"\x1b[A": 0}.get(key, chosen)
-    finally:
-        termios.tcsetattr(0, termios.TCSANOW, saved)
-
-
 def play_demo_worker(prompt: str) -> int:
     """A worker with the manners of a real one: it asks, gets ready, works a moment, answers, and stays."""
     summary = re.search(r"^(.*/done\.md)\.tmp$", prompt, re.MULTILINE)
     if not summary or not os.isatty(0):
         raise Unusable("demo --worker: is started by the demo only", own_command("demo"))
-    if not ask_first_question():
+    import tty
+    tty.setcbreak(0)
+    label, key = "No, leave", b""   # a first-run question as the real agents ask it: plain Enter leaves
+    while key not in (b"\r", b"\n"):
+        label = {b"\x1b[A": "No, leave", b"\x1b[B": "Yes, work here"}.get(key, label)
+        rows = [("❯ " if row == label else "  ") + row for row in ("No, leave", "Yes, work here")]
+        draw("Demo worker: may I work in this folder?", "", *rows, "", "Enter to confirm")
+        key = os.read(0, 64)
+    if label == "No, leave":
         return 1
     draw("Demo worker, ready.", "", "> ")
     for waited_s in until(1.0):
@@ -4794,12 +4777,6 @@ def make_parser(name: str) -> "argparse.ArgumentParser":
     return parser
 
 
-def split_words(words: list[str]) -> tuple[list[str], list[str]]:
-    """What stands before the first --, and what stands behind it and is a prompt whatever it looks like."""
-    at = words.index("--") if "--" in words else len(words)
-    return words[:at], words[at + 1:]
-
-
 def check_verb(words: list[str]) -> None:
     """Refuses what is rather a verb than a prompt: a worker that was started by a typo is a nuisance."""
     word, rest = words[0], words[1:]
@@ -4815,7 +4792,8 @@ def check_verb(words: list[str]) -> None:
 
 def dispatch(words: list[str]) -> int:
     """Does what the command line says; the exit code. Without a verb it is a task."""
-    words, literal_words = split_words(words)
+    at = words.index("--") if "--" in words else len(words)
+    words, literal_words = words[:at], words[at + 1:]   # which are a prompt, whatever they look like
     while len(words) > 1 and words[0] in ("--json", "-q", "--quiet", "-v", "--verbose"):
         words = words[1:] + words[:1]   # before a verb they mean the same
     if words[:1] in (["--help"], ["-h"], ["help"]):
@@ -4850,14 +4828,6 @@ def prepare_streams() -> None:
         getattr(sys, name).reconfigure(encoding="utf-8", errors="replace")
 
 
-def report_failure(failure: Failure, as_json: bool) -> int:
-    """Tells a person, and a program, what went wrong; the exit code."""
-    trouble = attempt(lambda: emit(render_json(failure_object(failure)))) if as_json else ""
-    for line in filter(None, (trouble, failure.what, failure.fix and "  try: " + failure.fix)):
-        say(line)
-    return failure.code
-
-
 def main(words: list[str]) -> int:
     """Runs a command line; the only catcher. Tracebacks are bugs."""
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
@@ -4865,10 +4835,13 @@ def main(words: list[str]) -> int:
     prepare_streams()
     try:
         return dispatch(words)
-    except Failure as failure:
-        return report_failure(failure, "--json" in split_words(words)[0])
-    except KeyboardInterrupt:
-        return report_failure(Interrupted("interrupted"), "--json" in split_words(words)[0])
+    except (Failure, KeyboardInterrupt) as error:
+        failure = error if isinstance(error, Failure) else Interrupted("interrupted")
+    as_json = "--json" in itertools.takewhile(lambda word: word != "--", words)
+    trouble = attempt(lambda: emit(failure_object(failure))) if as_json else ""
+    for line in filter(None, (trouble, failure.what, failure.fix and "  try: " + failure.fix)):
+        say(line)
+    return failure.code
 
 
 if __name__ == "__main__":
