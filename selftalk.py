@@ -346,6 +346,7 @@ CLAUDE_MARKS = {
     "head": r"^(?:❯ |● )",      # the last prompt, or the last block of the answer: what a ⎿ row hangs on
 }
 _CLAUDE_OWNER = r"\A(?:❯ |● \w+\()"             # a prompt or a tool call, never a text
+_CLAUDE_CUT = (r"^  ⎿ \xa0Interrupted",)        # by a person
 _CLAUDE_FOOT = (                                # the composer is closed, and no menu is open below it
     r"^─{20,}\n(?:  [^\n]*\n)*?"                # its lower edge, perhaps a status line
     r"  (?:(?:⏵⏵|⏸) [^\n]* on\b|\? for shortcuts)"
@@ -375,11 +376,9 @@ CODEX_QUOTA = Quota(probes=(   # 0.169.0
 CLAUDE_RULES = (
     # dialogs: two controls, and nothing below them
     Rule("limited-dialog", "limited", "bottom:9", seen="2.1.329", needs=(
-        r"^ *(?:❯ )?\d\. .*wait for limit to reset",
-        r"^  What do you want to do\?$",
+        r"^ *(?:❯ )?\d\. .*wait for limit to reset", r"^  What do you want to do\?$",
         r"^  Enter to confirm · Esc to cancel\Z")),
-    Rule("login-method", "login", "bottom:6", seen="2.1.329", needs=(
-        r"^ Select login method:$", r"^ ❯ \d\. \S")),
+    Rule("login-method", "login", "bottom:6", (r"^ Select login method:$", r"^ ❯ \d\. \S"), seen="2.1.329"),
     Rule("asks-keys", "asks", "bottom:1", seen="2.1.329", needs=(
         r"\bEnter to \w+(?: [\w ]+)? · ", r" · Esc to \w+\Z")),
     Rule("asks-permission", "asks", "bottom:12", seen="2.1.329", needs=(
@@ -395,13 +394,10 @@ CLAUDE_RULES = (
         r"^  (?:[^\n]* · )?Esc to (?:cancel|close)\Z")),
 
     # busy: footer, spinner and title are signs that can go one by one
-    Rule("busy-footer", "busy", "below:rule", seen="2.1.329", needs=(
-        r"^  (?:.* · )?esc to interrupt\b",)),
+    Rule("busy-footer", "busy", "below:rule", (r"^  (?:.* · )?esc to interrupt\b",), seen="2.1.329"),
     Rule("busy-retry", "busy", "below:turn", seen="2.1.329", needs=(
-        r"^[·✢✳✶✻✽*] .* · [Rr]etrying in \d+\w* · "
-        r"attempt \d+/\d+$",)),
-    Rule("busy-spinner", "busy", "below:turn", seen="2.1.329", needs=(
-        r"^[·✢✳✶✻✽*] \w[^\n]*…(?: \(\d|$)",)),
+        r"^[·✢✳✶✻✽*] .* · [Rr]etrying in \d+\w* · attempt \d+/\d+$",)),
+    Rule("busy-spinner", "busy", "below:turn", (r"^[·✢✳✶✻✽*] \w[^\n]*…(?: \(\d|$)",), seen="2.1.329"),
     Rule("busy-title", "busy", "title", seen="2.1.197", needs=(        # 2.1.329 never changes its title
         r"^[⠁-⣿◐◑] ",)),
 
@@ -412,20 +408,17 @@ CLAUDE_RULES = (
         r"\A● Automatic continue cancelled · /rate-limit", _CLAUDE_BOX), unless=(r"^✻ ",)),
     Rule("limited-row", "limited", "at:head", seen="2.1.329", needs=(
         r"^  ⎿ \xa0(?:You've hit your (?:[\w-]+ )*limit\b"             # "your limit", "your 5-hour limit", …
-        r"|Credit balance too low · ).*",
-        _CLAUDE_OWNER, _CLAUDE_BOX), unless=(r"^  ⎿ \xa0Interrupted",)),
+        r"|Credit balance too low · ).*", _CLAUDE_OWNER, _CLAUDE_BOX), unless=_CLAUDE_CUT),
     Rule("login-footer", "login", "below:rule", seen="2.1.329", needs=(
         r"\bNot logged in · [Rr]un /login\b", r"^  (?:⏵⏵|⏸|\?) ")),
     Rule("login-row", "login", "at:head", seen="2.1.329", needs=(
         r"^  ⎿ \xa0(?:Invalid API key|OAuth token revoked"
-        r"|OAuth token has expired|Not logged in) · .*",
-        _CLAUDE_OWNER, _CLAUDE_BOX), unless=(r"^  ⎿ \xa0Interrupted",)),
+        r"|OAuth token has expired|Not logged in) · .*", _CLAUDE_OWNER, _CLAUDE_BOX), unless=_CLAUDE_CUT),
     Rule("login-error", "login", "at:head", seen="2.1.329", needs=(
         r"\A● Please run /login · API Error: 40\d .*", _CLAUDE_BOX), unless=(r"^✻ .* · done ", r"\n\n  \S")),
     Rule("failed-row", "failed", "at:head", seen="2.1.329", needs=(
         r"^  ⎿ \xa0(?:Context limit reached"                           # 2.1.197
-        r"|Prompt is too long) · .*",
-        _CLAUDE_OWNER, _CLAUDE_BOX), unless=(r"^  ⎿ \xa0Interrupted",)),
+        r"|Prompt is too long) · .*", _CLAUDE_OWNER, _CLAUDE_BOX), unless=_CLAUDE_CUT),
     Rule("failed-error", "failed", "at:head", seen="2.1.329", needs=(
         r"\A● API Error: .*", _CLAUDE_BOX), unless=(r"^✻ ",)),
     Rule("failed-error-old", "failed", "at:head", seen="2.1.197", needs=(
@@ -463,14 +456,11 @@ CODEX_RULES = (
         r"^  Welcome to Codex, ", r"^> \d\. \S", r"^  Press enter to continue$")),
     Rule("asks-keys", "asks", "bottom:12", seen="0.169.0", needs=(
         r"^  (?:Press )?enter (?:to )?(?:confirm|continue|submit)\b"
-        r"[^\n]*\besc (?:to )?(?:cancel|back|skip)\b[^\n]*\Z",
-        r"^› \d\. \S")),
+        r"[^\n]*\besc (?:to )?(?:cancel|back|skip)\b[^\n]*\Z", r"^› \d\. \S")),
     Rule("asks-question", "asks", "bottom:1", seen="0.169.0", needs=(
         r"^  .*\benter to submit (?:answer|all)\b", r"\besc to interrupt\Z")),
-    Rule("asks-notice", "asks", "bottom:1", seen="0.169.0", needs=(
-        r"^  k keep\b", r"\besc dismiss\b")),
-    Rule("asks-title", "asks", "title", seen="0.169.0", needs=(
-        r"^\[ [!.] \] Action Required\b",)),
+    Rule("asks-notice", "asks", "bottom:1", (r"^  k keep\b", r"\besc dismiss\b"), seen="0.169.0"),
+    Rule("asks-title", "asks", "title", (r"^\[ [!.] \] Action Required\b",), seen="0.169.0"),
 
     Rule("busy-title", "busy", "title", seen="0.169.0", needs=(
         r"^(?:\w+ )?[⠁-⣿](?: |$)",)),                       # "⠋ demo", or "Working ⠋ 01a1…" by terminal_title
@@ -482,8 +472,7 @@ CODEX_RULES = (
 
     Rule("limited", "limited", "at:error", seen="0.169.0", needs=(
         r"\A■ (?:You’ve hit your usage limit|Quota exceeded"
-        r"|To use Codex with your ChatGPT plan, upgrade)[^\n]*",
-        _CODEX_FOOT), unless=_CODEX_LATER),
+        r"|To use Codex with your ChatGPT plan, upgrade)[^\n]*", _CODEX_FOOT), unless=_CODEX_LATER),
     Rule("login-error", "login", "at:error", seen="0.169.0", needs=(
         r"\A■ unexpected status 401 Unauthorized\b[^\n]*", _CODEX_FOOT), unless=_CODEX_LATER),
     Rule("failed", "failed", "at:error", seen="0.169.0", needs=(
@@ -518,22 +507,18 @@ GEMINI_RULES = (
         r"^│ Enter Gemini API Key", r"^│ \(Press Enter to submit, Esc to cancel", r"^╰─{20,}╯\Z")),
     Rule("asks-options", "asks", "bottom:20", seen="0.61.0", needs=(   # trust, permission, question, models
         r"^ ?│ {1,2}● \d\. +\S.*?(?= {2}|│|$)", r"^ ?│ {3,4}\d\. +\S", r"^ ?╰─{20,}╯\Z")),
-    Rule("asks-title", "asks", "title", seen="0.61.0", needs=(
-        r"^✋ +Action Required\b",)),
+    Rule("asks-title", "asks", "title", (r"^✋ +Action Required\b",), seen="0.61.0"),
 
     Rule("busy-row", "busy", "bottom:9", seen="0.61.0", needs=(        # prose is indented by 2, this by 1
         r"^ [⠁-⣿] .*\(esc to cancel, \d+[hms]",)),
-    Rule("busy-title", "busy", "title", seen="0.61.0", needs=(
-        r"^✦ +Working",)),
+    Rule("busy-title", "busy", "title", (r"^✦ +Working",), seen="0.61.0"),
 
     Rule("limited", "limited", "at:error", seen="0.61.0", needs=(
         r"\A✕ [^\n]*(?:exhausted your daily quota"
-        r"|exceeded your current quota|capacity on this model)",
-        _GEMINI_FOOT), unless=_GEMINI_LATER),
+        r"|exceeded your current quota|capacity on this model)", _GEMINI_FOOT), unless=_GEMINI_LATER),
     Rule("login-error", "login", "at:error", seen="0.61.0", needs=(
         r'\A✕ [^\n]*(?:"code":40[13]|UNAUTHENTICATED'
-        r"|API key not valid|API_KEY_INVALID)",
-        _GEMINI_FOOT), unless=_GEMINI_LATER),
+        r"|API key not valid|API_KEY_INVALID)", _GEMINI_FOOT), unless=_GEMINI_LATER),
     Rule("failed", "failed", "at:error", seen="0.61.0", needs=(
         r"\A✕ \[API Error: [^\n]*", _GEMINI_FOOT), unless=_GEMINI_LATER),
 
@@ -570,19 +555,15 @@ OPENCODE_RULES = (
 
     Rule("busy-retry", "busy", "below:edge", seen="1.18.33", needs=(   # in 80 columns the bar paints over it
         r"\[retrying in .*|\bretrying in \d+\w* attempt #",)),
-    Rule("busy-words", "busy", "below:edge", seen="1.18.33", needs=(
-        r"\besc (?:again to )?interrupt\b",)),
-    Rule("busy-bar", "busy", "below:edge", seen="1.18.33", needs=(
-        r"^ +[⬝■]{4,}",)),
+    Rule("busy-words", "busy", "below:edge", (r"\besc (?:again to )?interrupt\b",), seen="1.18.33"),
+    Rule("busy-bar", "busy", "below:edge", (r"^ +[⬝■]{4,}",), seen="1.18.33"),
 
     Rule("limited", "limited", "screen", seen="1.18.33", needs=(
         _OPENCODE_ERROR + r"(?i:[^\n]*(?:insufficient credits|\bquota\b"
         r"|usage limit|credit balance))" + _OPENCODE_END,)),
     Rule("login-error", "login", "screen", seen="1.18.33", needs=(
-        _OPENCODE_ERROR + r"(?i:[^\n]*(?:api[ _-]key|unauthorized"
-        r"|authentication))" + _OPENCODE_END,)),
-    Rule("failed", "failed", "screen", seen="1.18.33", needs=(
-        _OPENCODE_ERROR + r"\S" + _OPENCODE_END,)),
+        _OPENCODE_ERROR + r"(?i:[^\n]*(?:api[ _-]key|unauthorized|authentication))" + _OPENCODE_END,)),
+    Rule("failed", "failed", "screen", (_OPENCODE_ERROR + r"\S" + _OPENCODE_END,), seen="1.18.33"),
 
     Rule("ready-home", "ready", "bottom:12", seen="1.18.33", needs=(
         r"^ +┃ {2,}\S", r"^ +╹▀{20,}", r"^ +tab agents  ctrl\+p commands$", r" \d+\.\d+\.\d+\Z"),
@@ -627,8 +608,7 @@ GEMINI_SUBMIT = Submit(
     chip=r"\[Pasted Text: (\d+) (?:lines|chars)\](?: #\d+)?",
     settle_s=0.25,                                # 0.61.0: Enter within 40 ms of a paste makes a new line
     limit_bytes=20_000,                           # 20 KB in one line take 3.4 s, 50 KB 17 s
-    commands="", by_file=r"\s*/\w",
-    tail=((r"(?:\\|@\S*)\Z", " "),))
+    commands="", by_file=r"\s*/\w", tail=((r"(?:\\|@\S*)\Z", " "),))
 CODEX_SUBMIT = Submit(
     composer=(
         r"^›(?: |$)("                                           # the last such row: history has it too
@@ -647,8 +627,7 @@ CLAUDE_DIALOGS = (
         r"^ Choose the text style that looks best", r"^  Syntax theme: [^\n]*\Z")),
     Dialog("api-key", choose=r"^Yes$", seen="2.1.329", needs=(
         r"^  Detected a custom API key in your", r"^  Do you want to use this API key\?$", _CONFIRM)),
-    Dialog("security", choose=r"", seen="2.1.329", needs=(
-        r"^ Security notes:$", r"^ Press Enter to continue…?\Z")),
+    Dialog("security", (r"^ Security notes:$", r"^ Press Enter to continue…?\Z"), choose=r"", seen="2.1.329"),
     Dialog("trust", choose=r"^Yes, I trust this folder$", seen="2.1.329", needs=(
         r"^ Accessing workspace:$", r"^ Quick safety check: Is this a project", _CONFIRM)),
     Dialog("bypass", choose=r"^Yes, I accept$", seen="2.1.329", needs=(
@@ -698,13 +677,12 @@ AGENT_ROWS = (
 
     Agent("claude", "claude", flag="c", install="npm install -g @anthropic-ai/claude-code",
           start=Start(
-              unattended=("--dangerously-skip-permissions",),
+              unattended=("--dangerously-skip-permissions",), resume=("--resume", "{session}"),
               commands="/", lead="",                  # 2.1.329: "/init …" is a command, and so is " /init …"
               # 2.1.197, 2.1.329: else the bypass warning comes, with "No, exit" preselected. Written nowhere.
               added=((r"--settings\b", ("--settings", '{"skipDangerousModePermissionPrompt":true}')),
                      (r"--(?:session-id|resume|continue|fork-session)\b|-[rc]$",
                       ("--session-id", "{session}"))),
-              resume=("--resume", "{session}"),
               env=(("CLAUDE_CODE_SANDBOXED", "1"),    # no trust dialog, and nothing is remembered
                    ("DISABLE_AUTOUPDATER", "1")),
               root_env=(("IS_SANDBOX", "1"),),        # or exit 1: "cannot be used with root/sudo privileges"
@@ -720,17 +698,15 @@ AGENT_ROWS = (
 
     Agent("codex", "codex", flag="x", install="npm install -g @openai/codex",
           start=Start(
-              unattended=("--dangerously-bypass-approvals-and-sandbox",),
+              unattended=("--dangerously-bypass-approvals-and-sandbox",), resume=("resume", "{session}"),
               commands="!/",                          # 0.169.0: "!x" is a shell command, also as an argument
-              resume=("resume", "{session}"),
               # 0.169.0: any -c keeps the agent out of the shared daemon, in which a turn outlives its pane.
               # The update prompt has "Update now" preselected. Trust given so is written nowhere.
               added=(("check_for_update_on_startup", ("-c", "check_for_update_on_startup=false")),
                      (r"projects[.=]", ("-c", 'projects={{workspace_json}={trust_level="trusted"}}'))),
               markers=("CODEX_CI", "CODEX_THREAD_ID", "CODEX_SESSION_ID", "CODEX_TOOL_CALL_ID",
-                       "CODEX_VERSION", "CODEX_PERMISSION_PROFILE", "CODEX_SANDBOX",
-                       "CODEX_SANDBOX_NETWORK_DISABLED", "CODEX_MANAGED_BY_NPM",
-                       "CODEX_MANAGED_PACKAGE_ROOT")),
+                       "CODEX_VERSION", "CODEX_PERMISSION_PROFILE", "CODEX_SANDBOX", "CODEX_MANAGED_BY_NPM",
+                       "CODEX_SANDBOX_NETWORK_DISABLED", "CODEX_MANAGED_PACKAGE_ROOT")),
           pane=Pane(CODEX_MARKS, CODEX_RULES, CODEX_DIALOGS, CODEX_SUBMIT, quit=("C-c",)),
           quota=CODEX_QUOTA,
           record=Record("codex-rollout", ("CODEX_HOME", "~/.codex"),
@@ -739,8 +715,7 @@ AGENT_ROWS = (
 
     Agent("gemini", "gemini", flag="g", install="npm install -g @google/gemini-cli",
           start=Start(
-              unattended=("--skip-trust", "--yolo"),
-              prompt=("-i", "{prompt}"),
+              unattended=("--skip-trust", "--yolo"), prompt=("-i", "{prompt}"),
               commands="/!-", lead="",
               added=((r"--(?:session-id|resume)\b|-r$", ("--session-id", "{session}")),),
               resume=("--resume", "{session}"),
@@ -757,13 +732,11 @@ AGENT_ROWS = (
 
     Agent("opencode", "opencode", install="npm install -g opencode-ai",
           start=Start(
-              unattended=("--auto",),
-              prompt=("--prompt", "{prompt}"),
+              unattended=("--auto",), prompt=("--prompt", "{prompt}"), resume=("-s", "{session}"),
               commands="/-",                          # 1.18.33: "/init …" is a command, and "-x" an option
               env=(("OPENCODE_DISABLE_AUTOUPDATE", "1"),
                    ("OPENCODE_PRINT_LOGS", "1"), ("OPENCODE_LOG_LEVEL", "INFO")),   # to stderr
-              markers=("OPENCODE", "OPENCODE_PID", "AGENT", "OPENCODE_PRINT_LOGS", "OPENCODE_LOG_LEVEL"),
-              resume=("-s", "{session}")),
+              markers=("OPENCODE", "OPENCODE_PID", "AGENT", "OPENCODE_PRINT_LOGS", "OPENCODE_LOG_LEVEL")),
           pane=Pane(OPENCODE_MARKS, OPENCODE_RULES, (), OPENCODE_SUBMIT, interrupt=("Escape", "Escape"),
                     digits=r"^  ┃  \d\. (\S.*?)(?: {2,}.*)?$", quit=("C-c",)),
           record=Record("opencode-rows", ("XDG_DATA_HOME", "~/.local/share"), "opencode/opencode.db",
@@ -858,8 +831,8 @@ class Node(NamedTuple):
     key_column: int = 0
 
 
-def yaml_error(spot: Spot, what: str, fix: str) -> Unusable:
-    """The one shape of every message of this room."""
+def yaml_error(spot: Union[Spot, Node], what: str, fix: str) -> Unusable:
+    """The one shape of every message about a place in the text, here and in the config."""
     return Unusable(f"line {spot.line}, column {spot.column}: {what}", fix)
 
 
@@ -1107,22 +1080,12 @@ def advise_word(word: str, known: Iterable[str]) -> str:
     return "did you mean `%s`?" % near if near else "one of: %s" % ", ".join(known)
 
 
-def refuse_node(node: Node, what: str, fix: str) -> Unusable:
-    """The failure for a value that is YAML, but not a config."""
-    return Unusable("line %d, column %d: %s" % (node.line, node.column, what), fix)
-
-
-def refuse_key(node: Node, what: str, fix: str) -> Unusable:
-    """The failure for a key, at the place of the key."""
-    return Unusable("line %d, column %d: %s" % (node.key_line, node.key_column, what), fix)
-
-
 def read_map(node: Node, what: str) -> dict[str, Node]:
     """The entries of a map; an empty value is an empty map. `Unusable` for anything else."""
     if node.value is None:
         return {}
     if not isinstance(node.value, dict):
-        raise refuse_node(node, "%s must be a map" % what, "write `key: value` lines, indented, below it")
+        raise yaml_error(node, "%s must be a map" % what, "write `key: value` lines, indented, below it")
     return node.value
 
 
@@ -1130,18 +1093,17 @@ def check_keys(entries: dict[str, Node], known: tuple[str, ...], what: str) -> N
     """Raises `Unusable` for the first key that nobody reads."""
     for key, value in entries.items():
         if key not in known:
-            raise refuse_key(value, "unknown key `%s` in %s" % (key, what), advise_word(str(key), known))
+            spot = Spot(0, value.key_line, value.key_column)
+            raise yaml_error(spot, "unknown key `%s` in %s" % (key, what), advise_word(str(key), known))
 
 
 def read_text_value(node: Node, what: str) -> str:
     """A scalar as its author wrote it: `1.10` stays "1.10" and `true` stays "true"."""
     if node.value is None or isinstance(node.value, (dict, list)):
-        raise refuse_node(node, "%s must be a text" % what,
-                          "write it on one line, in quotes when it is empty")
+        raise yaml_error(node, "%s must be a text" % what, "write it on one line, in quotes when it is empty")
     text = node.value if isinstance(node.value, str) else node.text
     if "\0" in text:
-        raise refuse_node(node, "%s holds a NUL character" % what,
-                          "leave it out: no program can be given one")
+        raise yaml_error(node, "%s holds a NUL character" % what, "leave it out: no program can be given one")
     return text
 
 
@@ -1149,14 +1111,14 @@ def read_choice(node: Node, choices: Iterable[str], what: str) -> str:
     """A text that must be one of `choices`."""
     text = read_text_value(node, what)
     if text not in choices:
-        raise refuse_node(node, "%s `%s` is not known" % (what, text), advise_word(text, choices))
+        raise yaml_error(node, "%s `%s` is not known" % (what, text), advise_word(text, choices))
     return text
 
 
 def read_bool(node: Node, what: str) -> bool:
     """true or false."""
     if not isinstance(node.value, bool):
-        raise refuse_node(node, "%s must be true or false" % what, "write `true` or `false`, without quotes")
+        raise yaml_error(node, "%s must be true or false" % what, "write `true` or `false`, without quotes")
     return node.value
 
 
@@ -1165,15 +1127,15 @@ def read_args(node: Node, what: str) -> tuple[str, ...]:
     if node.value is None:
         return ()
     if not isinstance(node.value, list):
-        raise refuse_node(node, "%s must be a list" % what,
-                          "write `[--flag, value]`, or `- --flag` lines below it")
+        raise yaml_error(node, "%s must be a list" % what,
+                         "write `[--flag, value]`, or `- --flag` lines below it")
     return tuple(read_text_value(item, "an item of %s" % what) for item in node.value)
 
 
 def check_env_name(node: Node, name: object, what: str) -> str:
     """`name` when a shell could use it as a variable."""
     if not isinstance(name, str) or not ENV_NAME.match(name):
-        raise refuse_node(node, "%s `%s` is no variable name" % (what, name), "use letters, digits and _")
+        raise yaml_error(node, "%s `%s` is no variable name" % (what, name), "use letters, digits and _")
     return name
 
 
@@ -1187,7 +1149,7 @@ def read_env(node: Node, what: str) -> tuple[tuple[str, Union[str, FromEnv]], ..
             continue
         check_keys(value.value, ("from_env",), "`%s` in %s" % (name, what))
         if "from_env" not in value.value:
-            raise refuse_node(value, "`%s` in %s is an empty map" % (name, what),
+            raise yaml_error(value, "`%s` in %s is an empty map" % (name, what),
                               "write `from_env: NAME`, or a text")
         source = value.value["from_env"]
         text = read_text_value(source, "from_env")
@@ -1199,12 +1161,12 @@ def read_profile(name: object, node: Node) -> Profile:
     """One profile, checked."""
     what = "profile `%s`" % name
     if not isinstance(name, str) or not name.strip() or not name.isprintable() or name.startswith("-"):
-        raise refuse_node(node, "%s has no usable name" % what, "use a word, in quotes when it is a number")
+        raise yaml_error(node, "%s has no usable name" % what, "use a word, in quotes when it is a number")
     entries = read_map(node, what)
     check_keys(entries, PROFILE_KEYS, what)
     command = read_text_value(entries["command"], "command of %s" % what) if "command" in entries else ""
     if not command.strip():
-        raise refuse_node(node, "%s has no command" % what, "add `command: NAME` to it")
+        raise yaml_error(node, "%s has no command" % what, "add `command: NAME` to it")
     read = {
         "interface": lambda value: AGENTS[read_choice(value, AGENTS, "interface")],
         "args":      lambda value: read_args(value, "args of %s" % what),
@@ -1216,8 +1178,8 @@ def read_profile(name: object, node: Node) -> Profile:
     agent = fields.pop("interface", GENERIC)
     profile = Profile(name, os.path.expanduser(command), agent, **fields)
     if profile.prompt == "prompt-file-arg" and not any("{prompt_file}" in arg for arg in profile.args):
-        raise refuse_node(node, "%s has no `{prompt_file}` in its args" % what,
-                          "add it, or use `prompt: argument`")
+        raise yaml_error(node, "%s has no `{prompt_file}` in its args" % what,
+                         "add it, or use `prompt: argument`")
     return profile
 
 
@@ -1229,20 +1191,15 @@ def read_config(text: str, source: str) -> Config:
     profiles = {name: read_profile(name, node) for name, node in
                 read_map(entries["profiles"], "profiles").items()} if "profiles" in entries else {}
     if not profiles:
-        raise refuse_node(top, "the config has no profiles",
-                          "add `profiles:` with a name and a `command:` below it")
+        raise yaml_error(top, "the config has no profiles",
+                         "add `profiles:` with a name and a `command:` below it")
     if "headless" in entries and read_bool(entries["headless"], "headless"):
         profiles = {name: profile._replace(headless=True) for name, profile in profiles.items()}
-    config = Config(source, profiles)
-    if "default_profile" in entries:
-        default = read_choice(entries["default_profile"], profiles, "default_profile")
-        config = config._replace(default_profile=default)
-    if "max_depth" in entries:
-        depth = entries["max_depth"]
-        if type(depth.value) is not int or depth.value < 1:
-            raise refuse_node(depth, "max_depth must be a number above 0", "write for example `max_depth: 3`")
-        config = config._replace(max_depth=depth.value)
-    return config
+    default, depth = entries.get("default_profile"), entries.get("max_depth")
+    default_profile = read_choice(default, profiles, "default_profile") if default else ""
+    if depth and (type(depth.value) is not int or depth.value < 1):
+        raise yaml_error(depth, "max_depth must be a number above 0", "write for example `max_depth: 3`")
+    return Config(source, profiles, default_profile, depth.value if depth else 0)
 
 
 def built_in_config() -> Config:
@@ -2003,8 +1960,7 @@ def read_file(path: str) -> Optional[str]:
 def query_database(path: str, query: str, parameters: dict[str, Any]) -> list[str]:
     """The first column of each row of an SQLite query; none when the database cannot be read now."""
     import sqlite3  # 5 ms, and only for agents that keep a database
-    quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-    address = "file:%s?mode=ro" % quoted
+    address = "file:%s?mode=ro" % re.sub("[%?#]", lambda sign: "%%%02x" % ord(sign[0]), path)
     with contextlib.suppress(sqlite3.Error):   # locked, or another version's tables: then the screen tells
         with contextlib.closing(sqlite3.connect(address, uri=True, timeout=1.0)) as database:
             return [str(row[0]) for row in database.execute(query, parameters)]
@@ -2081,7 +2037,7 @@ def new_uuid() -> str:
 
 
 def parse_stat(line: str) -> Optional[ProcessRow]:
-    """One /proc/PID/stat line; None for a dead process. The name in brackets may hold anything."""
+    """One /proc/PID/stat line; None for a dead process, or none. The name in brackets may hold anything."""
     pid, _, rest = line.partition(" (")
     fields = rest.rpartition(") ")[2].split()
     if len(fields) < 20 or fields[0] in "ZX":
@@ -2097,21 +2053,21 @@ def parse_ps(line: str) -> Optional[ProcessRow]:
     return ProcessRow(Process(int(fields[0]), fields[3].strip()), int(fields[1]), 0)
 
 
-def read_process_rows() -> list[ProcessRow]:
-    """Every living process."""
-    if not os.path.isdir("/proc/self"):
+def read_process_rows(*pids: int) -> list[ProcessRow]:
+    """Every living process, or those that have one of `pids`."""
+    if os.path.isdir("/proc/self"):
+        names = map(str, pids) if pids else filter(str.isdigit, os.listdir("/proc"))
+        rows = [parse_stat(read_file("/proc/%s/stat" % name) or "") for name in names]
+    else:
         steady = dict(os.environ, LC_ALL="C", TZ="UTC0")   # a start time is to read the same to every caller
         out = run_command("ps", "-axo", "pid=,ppid=,state=,lstart=", env=steady).out
-        return [row for row in map(parse_ps, out.splitlines()) if row]
-    lines = [read_file("/proc/%s/stat" % name) for name in os.listdir("/proc") if name.isdigit()]
-    return [row for row in (parse_stat(line) for line in lines if line) if row]
+        rows = map(parse_ps, out.splitlines())
+    return [row for row in rows if row and (not pids or row.process.pid in pids)]
 
 
 def read_process(pid: int) -> Optional[Process]:
     """The process that has this pid now; None when there is none."""
-    has_proc = os.path.isdir("/proc/self")
-    rows = [parse_stat(read_file("/proc/%d/stat" % pid) or "")] if has_proc else read_process_rows()
-    return next((row.process for row in rows if row and row.process.pid == pid), None)
+    return next((row.process for row in read_process_rows(pid)), None)
 
 
 def has_process(pid: int) -> bool:
