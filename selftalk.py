@@ -1991,6 +1991,13 @@ def file_size(path: str) -> int:
     return file_stamp(path)[0]
 
 
+def list_numbers(folder: str) -> list[int]:
+    """The entries of a folder that are numbers, in order; none when it is not there, or not ours."""
+    with contextlib.suppress(OSError):
+        return sorted(int(name) for name in os.listdir(folder) if str(as_number(name)) == name)
+    return []
+
+
 @contextlib.contextmanager
 def hold_lock(path: str) -> Iterator[None]:
     """Holds a lock that the system takes back when we die. Waits for whoever has it."""
@@ -2056,8 +2063,7 @@ def parse_ps(line: str) -> Optional[ProcessRow]:
 def read_process_rows(*pids: int) -> list[ProcessRow]:
     """Every living process, or those that have one of `pids`."""
     if os.path.isdir("/proc/self"):
-        names = map(str, pids) if pids else filter(str.isdigit, os.listdir("/proc"))
-        rows = [parse_stat(read_file("/proc/%s/stat" % name) or "") for name in names]
+        rows = [parse_stat(read_file("/proc/%d/stat" % pid) or "") for pid in pids or list_numbers("/proc")]
     else:
         steady = dict(os.environ, LC_ALL="C", TZ="UTC0")   # a start time is to read the same to every caller
         out = run_command("ps", "-axo", "pid=,ppid=,state=,lstart=", env=steady).out
@@ -2116,13 +2122,12 @@ def find_tree(root: Process, assignment: str) -> list[Process]:
 def has_open(process: Process, path: str) -> bool:
     """Whether a process has a file open for writing; False where the system does not tell."""
     folder = "/proc/%d/" % process.pid
-    with contextlib.suppress(OSError):   # it has ended, or is not ours
-        for name in os.listdir(folder + "fd"):
-            with contextlib.suppress(OSError):
-                if os.readlink(folder + "fd/" + name) == path:
-                    flags = re.search(r"flags:\s*([0-7]+)", read_file(folder + "fdinfo/" + name) or "")
-                    if flags and int(flags.group(1), 8) & os.O_ACCMODE != os.O_RDONLY:
-                        return True
+    for number in list_numbers(folder + "fd"):
+        with contextlib.suppress(OSError):   # it has ended, or closed the file
+            if os.readlink("%sfd/%d" % (folder, number)) == path:
+                flags = re.search(r"flags:\s*([0-7]+)", read_file("%sfdinfo/%d" % (folder, number)) or "")
+                if flags and int(flags.group(1), 8) & os.O_ACCMODE != os.O_RDONLY:
+                    return True
     return False
 
 
@@ -2482,13 +2487,6 @@ def read_run(folder: str) -> Run:
     """The run in a folder. `Unusable` when there is none that this copy can read."""
     stamp = file_stamp(os.path.join(folder, "run.json"))
     return Run(folder, read_run_facts(folder), stamp)
-
-
-def list_numbers(folder: str) -> list[int]:
-    """The entries of a folder that are numbers, in order; none when there is no folder."""
-    with contextlib.suppress(OSError):
-        return sorted(int(name) for name in os.listdir(folder) if str(as_number(name)) == name)
-    return []
 
 
 def claim_folder(state: str) -> str:
@@ -4409,8 +4407,7 @@ def find_prompt(args: "argparse.Namespace") -> str:
 
 def draw(*lines: str) -> None:
     """Draws the demo worker's screen anew."""
-    sys.stdout.write("\x1b[2J\x1b[H" + "\r\n".join(lines))
-    sys.stdout.flush()
+    print("\x1b[2J\x1b[H" + "\n".join(lines), end="", flush=True)
 
 
 def play_demo_worker(prompt: str) -> int:
