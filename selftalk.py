@@ -1039,6 +1039,13 @@ PROFILE_KEYS = ("command", "interface", "args", "env", "prompt", "headless")
 PROMPT_WAYS = ("argument", "stdin", "prompt-file-arg")
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
+# what a value must be -> its name, and how it is written
+KINDS: dict[type, tuple[str, str]] = {
+    dict: ("a map",         "write `key: value` lines, indented, below it"),
+    list: ("a list",        "write `[--flag, value]`, or `- --flag` lines below it"),
+    bool: ("true or false", "write `true` or `false`, without quotes"),
+}
+
 
 class FromEnv(NamedTuple):
     """An environment value that is taken from the caller's environment when a worker starts."""
@@ -1080,12 +1087,12 @@ def advise_word(word: str, known: Iterable[str]) -> str:
     return "did you mean `%s`?" % near if near else "one of: %s" % ", ".join(known)
 
 
-def read_map(node: Node, what: str) -> dict[str, Node]:
-    """The entries of a map; an empty value is an empty map. `Unusable` for anything else."""
-    if node.value is None:
-        return {}
-    if not isinstance(node.value, dict):
-        raise yaml_error(node, "%s must be a map" % what, "write `key: value` lines, indented, below it")
+def read_kind(node: Node, kind: type, what: str) -> Any:
+    """A value of one of KINDS; an empty one is an empty map or list. `Unusable` for anything else."""
+    if node.value is None and kind is not bool:
+        return kind()
+    if not isinstance(node.value, kind):
+        raise yaml_error(node, "%s must be %s" % (what, KINDS[kind][0]), KINDS[kind][1])
     return node.value
 
 
@@ -1115,21 +1122,9 @@ def read_choice(node: Node, choices: Iterable[str], what: str) -> str:
     return text
 
 
-def read_bool(node: Node, what: str) -> bool:
-    """true or false."""
-    if not isinstance(node.value, bool):
-        raise yaml_error(node, "%s must be true or false" % what, "write `true` or `false`, without quotes")
-    return node.value
-
-
 def read_args(node: Node, what: str) -> tuple[str, ...]:
-    """A list of texts; an empty value is an empty list."""
-    if node.value is None:
-        return ()
-    if not isinstance(node.value, list):
-        raise yaml_error(node, "%s must be a list" % what,
-                         "write `[--flag, value]`, or `- --flag` lines below it")
-    return tuple(read_text_value(item, "an item of %s" % what) for item in node.value)
+    """A list of texts."""
+    return tuple(read_text_value(item, "an item of %s" % what) for item in read_kind(node, list, what))
 
 
 def check_env_name(node: Node, name: object, what: str) -> str:
@@ -1142,7 +1137,7 @@ def check_env_name(node: Node, name: object, what: str) -> str:
 def read_env(node: Node, what: str) -> tuple[tuple[str, Union[str, FromEnv]], ...]:
     """Variables with their literal value, or with the name of the caller's variable to take it from."""
     found: list[tuple[str, Union[str, FromEnv]]] = []
-    for name, value in read_map(node, what).items():
+    for name, value in read_kind(node, dict, what).items():
         check_env_name(value, name, "the key in %s" % what)
         if not isinstance(value.value, dict):
             found.append((name, read_text_value(value, "`%s` in %s" % (name, what))))
@@ -1162,7 +1157,7 @@ def read_profile(name: object, node: Node) -> Profile:
     what = "profile `%s`" % name
     if not isinstance(name, str) or not name.strip() or not name.isprintable() or name.startswith("-"):
         raise yaml_error(node, "%s has no usable name" % what, "use a word, in quotes when it is a number")
-    entries = read_map(node, what)
+    entries = read_kind(node, dict, what)
     check_keys(entries, PROFILE_KEYS, what)
     command = read_text_value(entries["command"], "command of %s" % what) if "command" in entries else ""
     if not command.strip():
@@ -1172,7 +1167,7 @@ def read_profile(name: object, node: Node) -> Profile:
         "args":      lambda value: read_args(value, "args of %s" % what),
         "env":       lambda value: read_env(value, "env of %s" % what),
         "prompt":    lambda value: read_choice(value, PROMPT_WAYS, "prompt"),
-        "headless":  lambda value: read_bool(value, "headless"),
+        "headless":  lambda value: read_kind(value, bool, "headless"),
     }
     fields = {key: read[key](value) for key, value in entries.items() if key != "command"}
     agent = fields.pop("interface", GENERIC)
@@ -1186,14 +1181,14 @@ def read_profile(name: object, node: Node) -> Profile:
 def read_config(text: str, source: str) -> Config:
     """The config in a text. `Unusable` names the line, the column and what to write instead."""
     top = parse_yaml(text)
-    entries = read_map(top, "the config")
+    entries = read_kind(top, dict, "the config")
     check_keys(entries, CONFIG_KEYS, "the config")
-    profiles = {name: read_profile(name, node) for name, node in
-                read_map(entries["profiles"], "profiles").items()} if "profiles" in entries else {}
+    nodes = read_kind(entries.get("profiles", Node(None, "", 1, 1)), dict, "profiles")
+    profiles = {name: read_profile(name, node) for name, node in nodes.items()}
     if not profiles:
         raise yaml_error(top, "the config has no profiles",
                          "add `profiles:` with a name and a `command:` below it")
-    if "headless" in entries and read_bool(entries["headless"], "headless"):
+    if "headless" in entries and read_kind(entries["headless"], bool, "headless"):
         profiles = {name: profile._replace(headless=True) for name, profile in profiles.items()}
     default, depth = entries.get("default_profile"), entries.get("max_depth")
     default_profile = read_choice(default, profiles, "default_profile") if default else ""
