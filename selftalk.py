@@ -398,8 +398,7 @@ CLAUDE_RULES = (
     Rule("busy-retry", "busy", "below:turn", seen="2.1.329", needs=(
         r"^[·✢✳✶✻✽*] .* · [Rr]etrying in \d+\w* · attempt \d+/\d+$",)),
     Rule("busy-spinner", "busy", "below:turn", (r"^[·✢✳✶✻✽*] \w[^\n]*…(?: \(\d|$)",), seen="2.1.329"),
-    Rule("busy-title", "busy", "title", seen="2.1.197", needs=(        # 2.1.329 never changes its title
-        r"^[⠁-⣿◐◑] ",)),
+    Rule("busy-title", "busy", "title", (r"^[⠁-⣿◐◑] ",), seen="2.1.197"),   # 2.1.329 never changes its title
 
     # the last turn came to nothing: only the CLI's own rows between the prompt and the composer
     Rule("limited-waiting", "limited", "below:rule", seen="2.1.329", needs=(
@@ -2003,12 +2002,6 @@ def hold_lock(path: str) -> Iterator[None]:
         yield
 
 
-def make_pipe(path: str) -> None:
-    """Makes a named pipe that only we can use."""
-    with using_file(path):
-        os.mkfifo(path, 0o600)
-
-
 def feed_pipe(path: str, text: str, deadline_s: float) -> bool:
     """Writes a text into a named pipe once somebody reads it, then removes the pipe. False: nobody came."""
     try:
@@ -2877,7 +2870,8 @@ def open_beside(run: Run, launch: Launch, server: TmuxServer, direction: str, be
     it, so that a start that is cut short can be undone.
     """
     write_file(run.path("launch.sh"), render_launcher(run, launch, True), mode=0o700)
-    make_pipe(run.path("env"))
+    with using_file(run.path("env")):
+        os.mkfifo(run.path("env"), 0o600)
     facts = server.split(beside, direction, ("sh", run.path("launch.sh")), run.mark)
     note_place(run, place="pane", socket=facts.socket, pane=facts.pane,
                server=read_process(facts.server_pid))
@@ -4322,17 +4316,12 @@ class Verb(NamedTuple):
     args: tuple[Arg, ...]   # less those that all verbs have
 
 
-def forget_output(handle: int) -> None:
-    """Sends to nowhere what stdout or stderr still holds: else the interpreter complains about it at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), handle)
-
-
 def emit(result: object) -> None:
     """Prints a text, or a JSON value. A reader that has gone is no news; anything else is a `Failure`."""
     try:
         print(result if isinstance(result, str) else json.dumps(result, indent=1), flush=True)
     except OSError as error:
-        forget_output(1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)   # for what it still holds, and for all that follows
         words = "" if isinstance(error, BrokenPipeError) else "stdout: cannot be written: %s" % error.strerror
         raise Failure(words.lower(), "look at where the output goes" if words else "") from error
 
@@ -4343,7 +4332,7 @@ def say(line: str) -> None:
         for part in line.split("\n"):
             print(part if part.startswith("  ") else "selftalk: " + part, file=sys.stderr, flush=True)
     except OSError:
-        forget_output(2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def show(args: "argparse.Namespace", describe: Callable[[], object], lines: Iterable[str]) -> int:
@@ -4485,21 +4474,16 @@ def choose_profile(args: "argparse.Namespace", config: Config) -> Profile:
     return find_profile(config if args.talk[0] in config.profiles else built_in_config(), args.talk[0])
 
 
-def choose_workspace(args: "argparse.Namespace") -> str:
-    """Where the agent works: a talk in a neutral folder, unless it is told otherwise."""
-    if args.talk and not (args.cwd or args.here):
-        return make_scratch(SCRATCH)
-    return resolve_workspace(args.cwd or current_folder())
-
-
 def cmd_run(args: "argparse.Namespace") -> int:
     """Starts a worker on a task, or a talk, and waits for its answer."""
     config = load_config(args)
-    profile = choose_profile(args, config)
+    profile, prompt = choose_profile(args, config), find_prompt(args)
+    is_neutral = args.talk and not (args.cwd or args.here)
+    workspace = make_scratch(SCRATCH) if is_neutral else resolve_workspace(args.cwd or current_folder())
     form, place = ("talk", args.place or "session") if args.talk else ("task", args.place)
-    request = Request(profile, find_prompt(args), choose_workspace(args), form, tuple(args.arg), place,
-                      args.keep or bool(args.talk) and not args.once, args.max_time, args.stall,
-                      config.max_depth)
+    keep = args.keep or bool(args.talk) and not args.once
+    request = Request(profile, prompt, workspace, form, tuple(args.arg), place, keep, args.max_time,
+                      args.stall, config.max_depth)
     run = start_run(request, dict(os.environ), args.echo)
     lines = [started_line(run)]
     if args.place == "pane" and run.facts["place"] != "pane":
