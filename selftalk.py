@@ -1121,11 +1121,6 @@ def read_choice(node: Node, choices: Iterable[str], what: str) -> str:
     return text
 
 
-def read_args(node: Node, what: str) -> tuple[str, ...]:
-    """A list of texts."""
-    return tuple(read_text_value(item, "an item of %s" % what) for item in read_kind(node, list, what))
-
-
 def check_env_name(node: Node, name: object, what: str) -> str:
     """`name` when a shell could use it as a variable."""
     if not isinstance(name, str) or not ENV_NAME.match(name):
@@ -1163,7 +1158,8 @@ def read_profile(name: object, node: Node) -> Profile:
         raise yaml_error(node, "%s has no command" % what, "add `command: NAME` to it")
     read = {
         "interface": lambda value: AGENTS[read_choice(value, AGENTS, "interface")],
-        "args":      lambda value: read_args(value, "args of %s" % what),
+        "args":      lambda value: tuple(read_text_value(item, "an item of args of %s" % what)
+                                         for item in read_kind(value, list, "args of %s" % what)),
         "env":       lambda value: read_env(value, "env of %s" % what),
         "prompt":    lambda value: read_choice(value, PROMPT_WAYS, "prompt"),
         "headless":  lambda value: read_kind(value, bool, "headless"),
