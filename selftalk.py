@@ -895,7 +895,7 @@ def add_entry(node: Node, key: Optional[Node], value: Node) -> None:
         node.value[key.value] = value._replace(key_line=key.line, key_column=key.column)
     else:
         first = node.value[key.value].key_line
-        raise yaml_error(Spot(0, key.line, key.column), f"a duplicate of the key in line {first}",
+        raise yaml_error(key, f"a duplicate of the key in line {first}",
                          "remove or rename one of them; quote one if 1 has met true, or 0 false")
 
 
@@ -4673,8 +4673,7 @@ HELP = """selftalk %s: hand a prompt to another coding agent and get its answer 
 
 selftalk.py VERB --help tells more. stdout is the answer, stderr is talk.
 Exit codes:
-%s
-"""
+%s"""
 
 
 def help_text() -> str:
@@ -4682,8 +4681,8 @@ def help_text() -> str:
     verbs = "\n".join("  %-9s  %s" % (name, verb.help) for name, verb in COMMANDS.items())
     codes = [(code, outcome) for outcome, (code, _) in OUTCOMES.items()]
     codes += [(failure.code, failure.word) for failure in FAILURES if failure is not Failure]
-    ordered = ["%d %s" % pair for pair in sorted(codes)]
-    rows = "\n".join("  " + " · ".join(ordered[at:at + 5]) for at in range(0, len(ordered), 5))
+    words = ["%d %s" % pair for pair in sorted(codes)]
+    rows = "\n".join("  " + " · ".join(words[at:at + 5]) for at in range(0, len(words), 5))
     return HELP % (VERSION, verbs, rows)
 
 
@@ -4725,7 +4724,7 @@ def dispatch(words: list[str]) -> int:
     while len(words) > 1 and words[0] in ("--json", "-q", "--quiet", "-v", "--verbose"):
         words = words[1:] + words[:1]   # before a verb they mean the same
     if words[:1] in (["--help"], ["-h"], ["help"]):
-        emit(help_text().rstrip("\n"))
+        emit(help_text())
         return 0
     if words[:1] == ["--version"]:   # and which copy: it is vendored, so the version alone does not tell
         emit("selftalk %s (%08x)" % (VERSION, binascii.crc32(read_bytes(os.path.abspath(__file__)) or b"")))
