@@ -1970,12 +1970,6 @@ def file_stamp(path: str) -> tuple[int, float]:
     return (facts.st_size, facts.st_mtime) if facts else (-1, 0.0)
 
 
-def was_renamed(path: str) -> bool:
-    """Whether a file was surely renamed since it was last written to: that changes its ctime only."""
-    facts = read_stat(path)
-    return facts is not None and facts.st_ctime_ns > facts.st_mtime_ns
-
-
 def file_size(path: str) -> int:
     """Bytes; -1 when there is no such file."""
     return file_stamp(path)[0]
@@ -3050,7 +3044,9 @@ class Worker:
     def is_publishing(self) -> bool:
         """Whether a process of the worker has done.md open: it writes there instead of renaming a file."""
         path = os.path.realpath(self.run.path("done.md"))
-        return not was_renamed(path) and self.has_open(path)
+        facts = read_stat(path)
+        was_renamed = facts is not None and facts.st_ctime_ns > facts.st_mtime_ns   # that changes no mtime
+        return not was_renamed and self.has_open(path)
 
     def has_open(self, path: str) -> bool:
         """Whether a process of the worker has a file open for writing. (When it starts, codex 0.169.0 reads
