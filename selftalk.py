@@ -179,7 +179,7 @@ class Window(NamedTuple):
     """One quota period of an account."""
 
     name: str                    # session (5 hours), week, month; "week (Sonnet)" counts one model only
-    used: Optional[float]        # percent, 0 to 100; None: not told, or the period is over
+    used_percent: Optional[float]   # 0 to 100; None: not told, or the period is over
     resets_at: Optional[float]   # seconds since 1970
 
 
@@ -747,6 +747,7 @@ AGENT_ROWS = (
     DEMO,
 )
 AGENTS = {row.name: row for row in AGENT_ROWS}
+ROUTE = ("claude", "gemini")   # who is preferred, and who falls in, when nobody says
 
 
 # =============================================================================
@@ -1033,7 +1034,7 @@ def parse_yaml(text: str) -> Node:
 # =============================================================================
 # Plain values -> profiles. A config is read once, checked whole, and refused with line and column.
 
-CONFIG_KEYS = ("default_profile", "headless", "profiles", "max_depth")
+CONFIG_KEYS = ("default_profile", "headless", "profiles", "max_depth", "smart_route")
 PROFILE_KEYS = ("command", "interface", "args", "env", "prompt", "headless")
 PROMPT_WAYS = ("argument", "stdin", "prompt-file-arg")
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -1064,6 +1065,14 @@ class Profile(NamedTuple):
     headless: bool = False
 
 
+class SmartRoute(NamedTuple):
+    """Who does the work when somebody's quota runs low, and what that means."""
+
+    chain: tuple[str, ...] = ROUTE                     # profiles, the preferred one first
+    limits: dict[str, float] = {"session": 80.0}       # window -> percent used from which on it is spared
+    owners: dict[str, dict[str, float]] = {}           # the same for one agent or profile
+
+
 class Config(NamedTuple):
     """All that a config says."""
 
@@ -1071,6 +1080,7 @@ class Config(NamedTuple):
     profiles: dict[str, Profile]
     default_profile: str = ""        # "" when none is named
     max_depth: int = 0               # how deep runs may nest; 0: no limit
+    smart_route: SmartRoute = SmartRoute()
 
 
 def find_near_miss(word: str, known: Iterable[str]) -> str:
@@ -1173,6 +1183,40 @@ def read_profile(name: object, node: Node) -> Profile:
     return profile
 
 
+def built_in_config() -> Config:
+    """What holds when there is no config: one profile for each agent that can start by itself."""
+    rows = [agent for agent in AGENTS.values() if agent.start.unattended]
+    profiles = {row.name: Profile(row.name, row.command, row, row.start.unattended) for row in rows}
+    return Config("built-in", profiles)
+
+
+def read_limits(node: Node, what: str) -> dict[str, float]:
+    """A percentage for the session window, or a map of windows to percentages."""
+    rows = node.value.items() if isinstance(node.value, dict) else [("session", node)]
+    for name, row in rows:
+        if type(row.value) not in (int, float) or not 0 < row.value <= 100:
+            raise yaml_error(row, "%s must be a percentage" % what, "write a number from 1 to 100, or a map: session: 80")
+    return {str(name): float(row.value) for name, row in rows}
+
+
+def read_route(node: Node, profiles: dict[str, Profile]) -> SmartRoute:
+    """The config's part about quotas."""
+    entries = read_kind(node, dict, "smart_route")
+    check_keys(entries, ("threshold", "chain", "agents"), "smart_route")
+    known, route = {**built_in_config().profiles, **profiles}, SmartRoute()
+    if "chain" in entries:
+        names = [read_choice(item, known, "chain") for item in read_kind(entries["chain"], list, "chain")]
+        route = route._replace(chain=tuple(names) or ROUTE)
+    if "threshold" in entries:
+        route = route._replace(limits={**route.limits, **read_limits(entries["threshold"], "threshold")})
+    owners = read_kind(entries["agents"], dict, "agents") if "agents" in entries else {}
+    for name, owner in owners.items():
+        read_choice(Node(name, str(name), owner.key_line, owner.key_column), known, "agent")
+        check_keys(read_kind(owner, dict, str(name)), ("threshold",), str(name))
+    return route._replace(owners={name: read_limits(owner.value["threshold"], "threshold")
+                                  for name, owner in owners.items() if owner.value})
+
+
 def read_config(text: str, source: str) -> Config:
     """The config in a text. `Unusable` names the line, the column and what to write instead."""
     top = parse_yaml(text)
@@ -1180,6 +1224,8 @@ def read_config(text: str, source: str) -> Config:
     check_keys(entries, CONFIG_KEYS, "the config")
     nodes = read_kind(entries.get("profiles", Node(None, "", 1, 1)), dict, "profiles")
     profiles = {name: read_profile(name, node) for name, node in nodes.items()}
+    if not profiles and "smart_route" in entries:
+        profiles = built_in_config().profiles
     if not profiles:
         raise yaml_error(top, "the config has no profiles",
                          "add `profiles:` with a name and a `command:` below it")
@@ -1189,14 +1235,8 @@ def read_config(text: str, source: str) -> Config:
     default_profile = read_choice(default, profiles, "default_profile") if default else ""
     if depth and (type(depth.value) is not int or depth.value < 1):
         raise yaml_error(depth, "max_depth must be a number above 0", "write for example `max_depth: 3`")
-    return Config(source, profiles, default_profile, depth.value if depth else 0)
-
-
-def built_in_config() -> Config:
-    """What holds when there is no config: one profile for each agent that can start by itself."""
-    rows = [agent for agent in AGENTS.values() if agent.start.unattended]
-    profiles = {row.name: Profile(row.name, row.command, row, row.start.unattended) for row in rows}
-    return Config("built-in", profiles)
+    route = read_route(entries["smart_route"], profiles) if "smart_route" in entries else SmartRoute()
+    return Config(source, profiles, default_profile, depth.value if depth else 0, route)
 
 
 def find_profile(config: Config, name: str) -> Profile:
@@ -1209,6 +1249,17 @@ def find_profile(config: Config, name: str) -> Profile:
         raise Unusable("profile `%s` is not defined in %s" % (wanted, config.source),
                        advise_word(wanted, config.profiles))
     return config.profiles[wanted]
+
+
+def find_target(config: Config, name: str) -> Profile:
+    """The config's profile of that name, else the built-in one."""
+    return find_profile(config if name in config.profiles else built_in_config(), name)
+
+
+def find_limits(config: Config, profile: Profile) -> dict[str, float]:
+    """From which percentages on a profile's account is spared, for each window."""
+    route = config.smart_route
+    return {**route.limits, **route.owners.get(profile.agent.name, {}), **route.owners.get(profile.name, {})}
 
 
 # =============================================================================
@@ -1626,7 +1677,7 @@ WINDOW_NAMES = {"five_hour": "session", "seven_day": "week", 300: "session", 100
 PERCENT = re.compile(r"(?<![\d.])(\d{1,3}(?:\.\d+)?)\s*%\s*(?:(used|spent|consumed)|left|remaining|available)",
                      re.IGNORECASE)
 RESET = re.compile(r"(?i:\breset(?:s|ting)?\b|try again|continuing automatically)|[Rr]esets?(?=[A-Z0-9])")
-SPAN = re.compile(r"(\d+) ?([dhms])(?![a-z]{4}\w)")
+SPAN = re.compile(r"(\d+) ?([dhms])(?:ays?|ours?|in(?:ute)?s?|ec(?:ond)?s?)?(?![a-z])")
 SPAN_S = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 CLOCK = re.compile(r"\b(\d{1,2})(?:[:.](\d\d))? ?([ap])m\b|\b(\d{1,2})[:.](\d\d)\b", re.IGNORECASE)
 DAY = re.compile(r"\b([A-Z][a-z]{2})[a-z]* ?(\d{1,2})(?![\d:])|\b(\d{1,2}) ([A-Z][a-z]{2})")
@@ -1674,8 +1725,8 @@ def make_window(name: str, used: object, resets: object, now: float) -> Window:
 
 def usage_of(windows: Iterable[Window], unknown: str) -> Usage:
     """What was read, each window once; `unknown` tells why there is nothing when there is nothing."""
-    known = tuple({window.name: window for window in reversed(list(windows))}.values())[::-1]
-    return Usage(known, "" if any(window.used is not None for window in known) else unknown)
+    known = tuple({window.name: window for window in windows}.values())
+    return Usage(known) if any(window.used_percent is not None for window in known) else Usage(unknown=unknown)
 
 
 def read_json_lines(text: str) -> list[dict[str, Any]]:
@@ -1697,15 +1748,15 @@ def parse_claude_usage(text: str, now: float) -> Optional[Usage]:
     if facts.get("rate_limits_available") is False:   # an API key, a token, or no login at all
         return Usage(unknown=NO_WINDOWS)
     limits, rows = as_map(facts.get("rate_limits")), []
-    for key, value in limits.items():
-        base = next((base for base in ("five_hour", "seven_day") if key.startswith(base)), key)
-        rows.append((WINDOW_NAMES.get(base, base), key[len(base) + 1:].title(), as_map(value).get("utilization"), value))
+    for key, limit in limits.items():
+        slot = re.match(r"(five_hour|seven_day)(?:_(\w+))?$", key)
+        rows += [(WINDOW_NAMES[slot[1]], slot[2] and slot[2].title(), "utilization", as_map(limit))] if slot else []
     for limit in limits.get("limits") or ():
         model = as_map(as_map(as_map(limit).get("scope")).get("model")).get("display_name")
-        rows.append(("week", str(model or ""), as_map(limit).get("percent"), limit))
-    return usage_of((make_window(name + (" (%s)" % model if model else ""), used, as_map(row).get("resets_at"), now)
-                     for name, model, used, row in rows if used is not None and as_map(row).get("resets_at")),
-                    str(answer.get("error") or "its usage could not be fetched"))
+        rows += [("week", model, "percent", as_map(limit))] if model else []
+    windows = (make_window("%s (%s)" % (name, model) if model else name, row[key], row.get("resets_at"), now)
+               for name, model, key, row in rows if row.get(key) is not None)
+    return usage_of(windows, str(answer.get("error") or "its usage could not be fetched"))
 
 
 def parse_codex_usage(text: str, now: float) -> Optional[Usage]:
@@ -1717,10 +1768,10 @@ def parse_codex_usage(text: str, now: float) -> Optional[Usage]:
     noted = [as_map(as_map(row.get("payload")).get("rate_limits")) for row in rows]
     result = as_map(as_map(answers.get(2)).get("result")) or {"rateLimits": next(filter(None, noted[::-1]), {})}
     if not any(result.values()):
-        return judge_codex_login(answers[2], as_map(answers[3].get("result"))) if {2, 3} <= set(answers) else None
+        return judge_codex_login(answers.get(2, {}), answers.get(3, {}))
     main, windows = as_map(result["rateLimits"]), []
-    for key, limits in {**as_map(result.get("rateLimitsByLimitId")), main.get("limitId"): main}.items():
-        owner = "" if limits is main else " (%s)" % (as_map(limits).get("limitName") or key)
+    for key, limits in {main.get("limitId"): main, **as_map(result.get("rateLimitsByLimitId"))}.items():
+        owner = "" if key == main.get("limitId") else " (%s)" % (as_map(limits).get("limitName") or key)
         for row in filter(None, (as_map(as_map(limits).get(slot)) for slot in ("primary", "secondary"))):
             minutes = row.get("windowDurationMins", row.get("window_minutes"))
             hours = minutes / 60 if isinstance(minutes, (int, float)) else 0
@@ -1730,13 +1781,16 @@ def parse_codex_usage(text: str, now: float) -> Optional[Usage]:
     return usage_of(windows, "it told no limits")
 
 
-def judge_codex_login(limits: dict[str, Any], account: dict[str, Any]) -> Usage:
+def judge_codex_login(limits: dict[str, Any], account: dict[str, Any]) -> Optional[Usage]:
     """What Codex says where it tells no rate limits: the kind of login, or the words of its error."""
-    kind = as_map(account.get("account")).get("type")
-    if kind == "apiKey" or account.get("requiresOpenaiAuth") is False:   # a key, or another provider's model
+    words = str(as_map(limits.get("error")).get("message") or "").split("; ")[0]
+    if not words or "authentication required" in words and not account:
+        return None
+    facts = as_map(account.get("result"))
+    kind = as_map(facts.get("account")).get("type")
+    if kind == "apiKey" or facts.get("requiresOpenaiAuth") is False:   # a key, or another provider's model
         return Usage(unknown=NO_WINDOWS, has_login=True)
-    words = str(as_map(limits.get("error")).get("message") or "it told no limits").split("; ")[0]
-    return Usage(unknown=clean_text(words)[:200], has_login=None if kind or not account else False)
+    return Usage(unknown=clean_text(words)[:200], has_login=None if kind or not facts else False)
 
 
 def parse_usage_text(text: str, now: float) -> Optional[Usage]:
@@ -1744,23 +1798,26 @@ def parse_usage_text(text: str, now: float) -> Optional[Usage]:
     was seen, also with letters lost in a repaint. None while there are none."""
     import difflib   # 4 ms
     heads = [found.end() for found in re.finditer(r"(?m)^.*Settings.*Usage.*$", text)]
+    labels = [key for key in WINDOW_NAMES if isinstance(key, str)]
     sections: list[tuple[str, list[str]]] = [("", [])]
     for line in text[heads[-1] if heads else 0:].split("\n"):
-        label = re.match(r"[\W_]*([\w ]+?)\s*(?:\(([^)]*)\)|:|$)", line)
+        label = re.match(r"[\s│]*([\w ]+?)\s*(?:\(([^)]*)\)|:|$)", line)
         flat = re.sub("[^a-z0-9]", "", label[1].lower()) if label else ""
-        known = difflib.get_close_matches(flat, [key for key in WINDOW_NAMES if isinstance(key, str)], 1, 0.8)
-        if label and known:
+        known = difflib.get_close_matches(flat, labels, 1, 0.8)
+        if known:
             model = re.sub(r"(?i) ?only$", "", label[2] or "")
-            is_all = not model or difflib.SequenceMatcher(None, model.replace(" ", ""), "allmodels").ratio() > 0.7
-            sections.append((WINDOW_NAMES[known[0]] + ("" if is_all else " (%s)" % model), []))
-        sections[-1][1].append(line)
+            is_all = difflib.SequenceMatcher(None, model.replace(" ", ""), "allmodels").ratio() > 0.7
+            sections.append((WINDOW_NAMES[known[0]] + (" (%s)" % model if model and not is_all else ""), []))
+        if "|" not in line:   # as in a status line: a meter of the context
+            sections[-1][1].append(line)
     windows = []
     for name, lines in sections[1:]:
         body = "\n".join(lines[:12])
         percent = PERCENT.search(body)
         used = (float(percent[1]) if percent[2] else 100 - float(percent[1])) if percent else None
         windows.append(make_window(name, used, parse_reset(body, now), now))
-    return usage_of((window for window in windows if window.used is not None), "") if windows else None
+    usage = usage_of((window for window in windows if window.used_percent is not None), "")
+    return usage if usage.windows else None
 
 
 USAGE_FORMATS: dict[str, Callable[[str, float], Optional[Usage]]] = {
@@ -3338,6 +3395,7 @@ class Route(NamedTuple):
     reason: str                  # one line for the person who asked
     usage: Usage = Usage()       # of the preferred account: what the decision stands on
     is_inconclusive: bool = False
+    is_used_up: bool = False     # as all the others are
 
 
 def usage_path(state: str, profile: Profile, env: dict[str, str]) -> str:
@@ -3444,19 +3502,19 @@ def find_reason(usage: Usage, limits: dict[str, float], now: float) -> str:
         return "has reached its limit (until %s)" % clock_text(usage.limited_until, now)
     for window in usage.windows:
         limit = limits.get(window.name, 1e9 if "(" in window.name else 100.0)
-        if window.used is not None and window.used >= limit:
+        if window.used_percent is not None and window.used_percent >= limit:
             resets = ", resets %s" % clock_text(window.resets_at, now) if window.resets_at else ""
-            return "%s at %.0f%% (limit %g%%%s)" % (window.name, window.used, limit, resets)
+            return "%s at %.0f%% (limit %g%%%s)" % (window.name, window.used_percent, limit, resets)
     return ""
 
 
 def describe_usage(usage: Usage, limits: dict[str, float], now: float) -> str:
     """What is known of an account that is not to be spared."""
-    known = [window for window in usage.windows if window.used is not None]
+    known = [window for window in usage.windows if window.used_percent is not None]
     if not known:
         return "inconclusive: %s" % (usage.unknown or "nothing is known")
     age = "" if now - usage.read_at < CACHE_S else ", read %d min ago" % ((now - usage.read_at) / 60)
-    return "%s at %.0f%% (limit %g%%%s)" % (known[0].name, known[0].used or 0, limits.get(known[0].name, 100), age)
+    return "%s at %.0f%% (limit %g%%%s)" % (known[0].name, known[0].used_percent or 0, limits.get(known[0].name, 100), age)
 
 
 def choose_route(chain: Iterable[Profile], read: Callable[[Profile], Usage],
@@ -3476,7 +3534,7 @@ def choose_route(chain: Iterable[Profile], read: Callable[[Profile], Usage],
         asked, bounds = asked or usage, limits(profile) if not place else {}
         reason = find_reason(usage, bounds, now)
         if not reason:
-            is_unknown = all(window.used is None for window in usage.windows)
+            is_unknown = all(window.used_percent is None for window in usage.windows)
             if not place or not notes:
                 notes.append("%s %s" % (profile.name, describe_usage(usage, bounds, now)))
             return Route(profile, "%s -> %s" % ("; ".join(notes), profile.name), asked, not place and is_unknown)
@@ -3484,7 +3542,22 @@ def choose_route(chain: Iterable[Profile], read: Callable[[Profile], Usage],
         spared = spared or profile
     if not spared:
         raise Missing("smart-route: nobody can do it: %s" % "; ".join(notes), "install or log in one of them")
-    return Route(spared, "%s; all are used up -> %s" % ("; ".join(notes), spared.name), asked or Usage())
+    reason = "%s; all are used up -> %s" % ("; ".join(notes), spared.name)
+    return Route(spared, reason, asked or Usage(), is_used_up=True)
+
+
+def find_route(names: Iterable[str], config: Config, base: dict[str, str], *, is_fresh: bool = False,
+               echo: Optional[Tell] = None) -> Route:
+    """Who of these profiles does the work. The first one is preferred, and the config says up to where."""
+    def read(profile: Profile) -> Usage:
+        env = compose_env(profile, base, os.getuid() == 0)
+        program = find_program(profile.command, env.get("PATH", os.defpath), os.getcwd())
+        if not program:
+            raise Missing("%s is not installed" % profile.name)
+        return read_usage(profile, env, state_folder(base), program, is_fresh=is_fresh, echo=echo)
+
+    chain = [find_target(config, name) for name in dict.fromkeys(names)]
+    return choose_route(chain, read, functools.partial(find_limits, config), time.time())
 
 
 # =============================================================================
