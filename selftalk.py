@@ -2241,11 +2241,6 @@ def socket_identity(path: str) -> Optional[list[int]]:
     return [facts.st_ino, facts.st_mtime_ns] if facts else None
 
 
-def socket_path(name: str, folder: str) -> str:
-    """Where tmux puts the socket of the server called `name`; `folder` is $TMUX_TMPDIR, or ""."""
-    return os.path.join(folder or "/tmp", "tmux-%d" % os.getuid(), name)
-
-
 def parse_tmux_version(text: str) -> Optional[tuple[int, int]]:
     """(3, 3) from `tmux 3.3a`, `tmux next-3.5`, `tmux openbsd-7.4`; None without a number (`tmux master`)."""
     found = re.search(r"(\d+)\.(\d+)", text)
@@ -2273,6 +2268,14 @@ def explain_tmux(ran: Ran, doing: str) -> Failure:
     if "too long" in lower:
         return Unusable(what, "set TMUX_TMPDIR to a folder with a short path")
     return Failure(what, "run it again with -v to see the tmux commands")
+
+
+def split_direction(width: int, height: int) -> str:
+    """The tmux flag that splits a pane of this size best, or "" when there is no room."""
+    columns, lines = PANE_ROOM
+    if width > 2 * columns and height >= lines:
+        return "-h"
+    return "-v" if height > 2 * lines and width >= columns else ""
 
 
 class TmuxServer:
@@ -2314,10 +2317,6 @@ class TmuxServer:
                        "-t", beside, *argv)   # no -c: tmux would obey what a folder's name holds
         return self._read_facts(ran, "opening a pane")
 
-    def keep_pane(self, pane: str) -> None:
-        """Lets a pane stay when its program ends."""
-        self.run(*self.keep_dead("-p", "-t", pane))
-
     def _read_facts(self, ran: Ran, doing: str) -> PaneFacts:
         words = ran.out.split("\n")[0].split(" ", 4)
         if ran.status or len(words) < 5:
@@ -2345,57 +2344,61 @@ class TmuxServer:
         if ran.status:   # the pane is not there; the prompt must not stay
             self.run("delete-buffer", "-b", name)
 
-    def kill_pane(self, pane: str) -> None:
-        """Removes a pane."""
-        self.run("kill-pane", "-t", pane)
-
 
 class ControlClient:
-    """One `tmux -C` client: asks a server questions without starting a process for each."""
+    """A `tmux -C` client: asks a server questions without starting a process for each. It attaches with the
+    first question."""
 
     def __init__(self, server: TmuxServer, session: str) -> None:
-        # -t with a pane would move the focus to it, and without -E the session would get our environment.
-        flags = ("-f", CLIENT_FLAGS) if server.version >= (3, 2) else ()
-        argv = ("tmux", "-u", "-C", "-S", server.socket, "attach-session", "-E", "-t", session, *flags)
-        if server.echo:
-            server.echo("+ " + " ".join(map(shlex.quote, argv)))
-        import subprocess
-        self._buffer = b""
-        self._client = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.DEVNULL)
-        try:
-            self._read_block(time.monotonic() + 15.0)   # the answer to attach-session itself
-        except Failure:
-            self.close()
-            raise
+        self.server, self.session, self._client, self._buffer = server, session, None, b""
 
     def __enter__(self) -> "ControlClient":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        if self._client:
+            self._close()
 
-    def close(self) -> None:
+    def ask(self, *commands: str) -> list[str]:
+        """The output of each tmux command. `ServerGone` when the server or the pane has ended."""
+        with contextlib.suppress(ServerGone):   # a person may have detached us: no end of the server
+            return self._ask(commands)
+        return self._ask(commands)
+
+    def _ask(self, commands: tuple[str, ...]) -> list[str]:
+        deadline = time.monotonic() + 15.0
+        try:
+            if not self._client:
+                self._attach(deadline)
+            with contextlib.suppress(OSError):   # it has ended: what is read says so
+                self._client.stdin.write("".join(command + "\n" for command in commands).encode())
+                self._client.stdin.flush()
+            return [self._read_block(deadline) for _ in commands]
+        except Failure:   # an answer that comes late must not be taken for one to the next question
+            self._close()
+            raise
+
+    def _attach(self, deadline: float) -> None:
+        import subprocess
+        # -t with a pane would move the focus to it, and without -E the session would get our environment.
+        argv = ("tmux", "-u", "-C", "-S", self.server.socket, "attach-session", "-E", "-t", self.session)
+        argv += ("-f", CLIENT_FLAGS) if self.server.version >= (3, 2) else ()
+        if self.server.echo:
+            self.server.echo("+ " + " ".join(map(shlex.quote, argv)))
+        self._buffer = b""
+        self._client = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.DEVNULL)
+        self._read_block(deadline)   # the answer to attach-session itself
+
+    def _close(self) -> None:
         """Ends and reaps the client: a server with an unread one once lived on for an hour (tmux 3.3a)."""
         import subprocess
-        for pipe in (self._client.stdin, self._client.stdout):
-            with contextlib.suppress(OSError):   # it may be gone already
-                pipe.close()
+        client, self._client = self._client, None
         try:
-            self._client.wait(timeout=2.0)
+            client.communicate(timeout=2.0)
         except subprocess.TimeoutExpired:
-            self._client.kill()
-            self._client.wait()
-
-    def ask(self, *commands: str, deadline_s: float = 15.0) -> list[str]:
-        """The output of each tmux command. `ServerGone` when the server or the pane has ended."""
-        try:
-            self._client.stdin.write("".join(command + "\n" for command in commands).encode())
-            self._client.stdin.flush()
-        except OSError as error:
-            raise ServerGone("tmux: the server is gone") from error
-        deadline = time.monotonic() + deadline_s
-        return [self._read_block(deadline) for _ in commands]
+            client.kill()
+            client.wait()
 
     def _read_line(self, deadline: float) -> bytes:
         while b"\n" not in self._buffer:
@@ -2715,7 +2718,6 @@ class Launch(NamedTuple):
     env: dict[str, str]    # the worker's environment
     program: str           # the path of the agent's binary
     session: str = ""      # the agent's own name for what it remembers of the run; "" when it chooses
-    resume: tuple[str, ...] = ()   # args that take up that session
 
 
 class Sight(NamedTuple):
@@ -2740,21 +2742,13 @@ def note_place(run: Run, **facts: Any) -> None:
         run.update(**facts)
 
 
-def needs_utf8(env: dict[str, str]) -> bool:
-    """Whether an environment asks for no UTF-8: agents draw their screens with it."""
-    chosen = env.get("LC_ALL") or env.get("LC_CTYPE") or env.get("LANG") or ""
-    return "utf" not in chosen.lower()
-
-
 def compose_env(profile: Profile, base: dict[str, str], is_root: bool) -> dict[str, str]:
     """The environment of a worker: the caller's, less what would bend a nested agent, plus row and profile.
-
-    `Unusable` names a `from_env` variable that is not set.
-    """
-    markers = {marker for row in AGENTS.values() for marker in row.start.markers}
-    env = {name: value for name, value in base.items()
-           if name not in markers and name not in DROPPED_VARIABLES}
-    if needs_utf8(env):
+    `Unusable` names a `from_env` variable that is not set."""
+    dropped = {*DROPPED_VARIABLES, *(marker for row in AGENTS.values() for marker in row.start.markers)}
+    env = {name: value for name, value in base.items() if name not in dropped}
+    locale = env.get("LC_ALL") or env.get("LC_CTYPE") or env.get("LANG") or ""
+    if "utf" not in locale.lower():   # agents draw their screens with it
         env["LC_ALL"] = "en_US.UTF-8" if sys.platform == "darwin" else "C.UTF-8"
     env.update(profile.agent.start.env)
     env.update(profile.agent.start.root_env if is_root else ())
@@ -2768,9 +2762,7 @@ def compose_env(profile: Profile, base: dict[str, str], is_root: bool) -> dict[s
 
 def record_home(agent: Agent, env: dict[str, str]) -> str:
     """The folder in which an agent that runs with `env` writes down what it says; "" when it does not."""
-    if not agent.record:
-        return ""
-    variable, otherwise = agent.record.home
+    variable, otherwise = agent.record.home if agent.record else ("", "")
     return env.get(variable) or otherwise.replace("~", env.get("HOME") or os.path.expanduser("~"), 1)
 
 
@@ -2780,31 +2772,18 @@ def fill_holes(words: Iterable[str], holes: dict[str, str]) -> tuple[str, ...]:
     return tuple(pattern.sub(lambda found: holes[found.group(0)[1:-1]], word) for word in words)
 
 
-def added_args(profile: Profile, workspace: str, session: str = "{session}",
-               resume: tuple[str, ...] = ()) -> tuple[str, ...]:
+def added_args(profile: Profile, workspace: str, session: str = "{session}") -> tuple[str, ...]:
     """The row's own args, less those that the profile or a resume decides itself."""
-    given = profile.args + resume
     words = tuple(word for sign, words in profile.agent.start.added for word in words
-                  if not any(re.match(sign, arg) for arg in given))
+                  if not any(re.match(sign, arg) for arg in profile.args))
     quoted = json.dumps(workspace, ensure_ascii=False)   # TOML knows no surrogate pairs
     return fill_holes(words, {"workspace_json": quoted, "session": session})
 
 
 def agent_args(launch: Launch, folder: str) -> tuple[str, ...]:
     """What stands between the agent's binary and the prompt."""
-    ours = added_args(launch.profile, launch.workspace, launch.session, launch.resume)
-    given = fill_holes(launch.profile.args, {"prompt_file": os.path.join(folder, "prompt.md")})
-    return ours + given + launch.resume
-
-
-def prompt_words(launch: Launch, folder: str) -> str:
-    """How the launcher's command line gives the prompt, in shell."""
-    if not launch.prompt or launch.profile.prompt == "prompt-file-arg":
-        return ""
-    if launch.profile.prompt == "stdin":
-        return " < %s/prompt.md" % shlex.quote(folder)
-    words = launch.profile.agent.start.prompt
-    return "".join(' "$(prompt)"' if word == "{prompt}" else " " + shlex.quote(word) for word in words)
+    ours = added_args(launch.profile, launch.workspace, launch.session)
+    return ours + fill_holes(launch.profile.args, {"prompt_file": os.path.join(folder, "prompt.md")})
 
 
 def is_command(prompt: str, signs: str) -> bool:
@@ -2823,9 +2802,8 @@ def cut_pieces(text: str, piece: tuple[int, int, int]) -> list[str]:
     limit, lines, size = piece
     if not text or len(text) > limit:
         return [text]
-    rows = text.split("\n")
-    parts = ["\n".join(rows[at:at + lines]) + "\n" for at in range(0, len(rows), lines)]
-    parts[-1] = parts[-1][:-1]
+    rows = re.findall(r"[^\n]*\n|[^\n]+", text)
+    parts = ["".join(rows[at:at + lines]) for at in range(0, len(rows), lines)]
     return [part[at:at + size] for part in parts for at in range(0, len(part), size)]
 
 
@@ -2844,63 +2822,42 @@ def sent_prompt(run: Run, launch: Launch) -> str:
     cannot be an argument: too long for one, or a command whatever stands before it."""
     start = launch.profile.agent.start
     text = run_prompt(run, launch.prompt, start)
-    too_long = len(text.encode("utf-8", "surrogateescape")) > ARGUMENT_LIMIT_BYTES
-    by_file = too_long or is_command(text, start.commands) and not start.lead
+    is_long = len(text.encode("utf-8", "surrogateescape")) > ARGUMENT_LIMIT_BYTES
+    by_file = is_long or is_command(text, start.commands) and not start.lead
     is_pointer = by_file and launch.profile.prompt == "argument"
     return POINTER_PROMPT.format(folder=run.folder) if is_pointer else text
 
 
 def render_launcher(run: Run, launch: Launch, receives_env: bool) -> str:
     """The launcher's text. It holds names of variables, never a value: a value may be a secret."""
-    profile, folder = launch.profile, shlex.quote(run.folder)
+    profile, agent, folder = launch.profile, launch.profile.agent, shlex.quote(run.folder)
     sent = sent_prompt(run, launch)
-    pointer = POINTER_PROMPT.format(folder=run.folder)
-    source = "printf %%s %s" % shlex.quote(sent) if sent == pointer else "cat %s/prompt.md" % folder
-    has_log = bool(profile.agent.record) and profile.agent.record.has_log
-    # names that sh would drop
-    odd = ["%s=%s" % pair for pair in profile.agent.start.env if not ENV_NAME.match(pair[0])]
+    by_file = sent == POINTER_PROMPT.format(folder=run.folder)
+    source = "printf %%s %s" % shlex.quote(sent) if by_file else "cat %s/prompt.md" % folder
+    words = ['"$(prompt)"' if word == "{prompt}" else shlex.quote(word) for word in agent.start.prompt]
+    ways = {"argument": " " + " ".join(words), "stdin": " < %s/prompt.md" % folder, "prompt-file-arg": ""}
+    given = ways[profile.prompt] if launch.prompt else ""
+    log = " 2>> %s/stderr.log" % folder if agent.record and agent.record.has_log else ""
+    odd = ["%s=%s" % pair for pair in agent.start.env if not ENV_NAME.match(pair[0])]   # sh would drop them
     command = ["env"] * bool(odd) + odd + [launch.program, *agent_args(launch, run.folder)]
     return LAUNCHER.format(
-        id=run.id, profile=profile.name, agent=profile.agent.name, folder=folder,
+        id=run.id, profile=profile.name, agent=agent.name, folder=folder,
         dropped=" ".join(DROPPED_VARIABLES), workspace=shlex.quote(launch.workspace),
         receive='[ -p {0}/env ] && eval "$(cat {0}/env)"\n'.format(folder) if receives_env else "",
         needed="".join(': "${%s?is set by the profile}"\n' % name for name, _ in profile.env),
         prompt="prompt() { %s; }\n" % source if launch.prompt else "",
-        command=" ".join(map(shlex.quote, command)) + prompt_words(launch, run.folder)
-        + (" 2>> %s/stderr.log" % folder if has_log else ""))
-
-
-def split_direction(width: int, height: int) -> str:
-    """The tmux flag that splits a pane of this size best, or "" when there is no room."""
-    if width >= 2 * PANE_ROOM[0] + 1 and height >= PANE_ROOM[1]:
-        return "-h"
-    if height >= 2 * PANE_ROOM[1] + 1 and width >= PANE_ROOM[0]:
-        return "-v"
-    return ""
-
-
-def find_room(caller_env: dict[str, str], version: tuple[int, int],
-              echo: Optional[Tell]) -> tuple[Optional[TmuxServer], str]:
-    """The caller's tmux server and the direction to split its pane; (None, "") without a pane or room."""
-    socket, pane = caller_env.get("TMUX", "").split(",")[0], caller_env.get("TMUX_PANE", "")
-    if not socket or not pane:
-        return None, ""
-    server = TmuxServer(socket, version, echo)
-    direction = split_direction(*server.pane_size(pane))
-    return (server, direction) if direction else (None, "")
+        command=" ".join(map(shlex.quote, command)) + given + log)
 
 
 def open_session(run: Run, launch: Launch, version: tuple[int, int], echo: Optional[Tell]) -> PaneFacts:
-    """Starts the worker in a detached session, on a server of its own.
-
-    Another state folder may have a run of the same number: then the server gets another name. It is written
-    down before the server starts, so that a start that is cut short can be undone.
-    """
+    """Starts the worker in a detached session, on a server of its own. Its name is written down before it
+    starts, so that a start that is cut short can be undone."""
     write_file(run.path("launch.sh"), render_launcher(run, launch, False), mode=0o700)
     env = dict(launch.env, SELFTALK_RUN=run.folder)
-    for number in range(1, 50):
+    sockets = os.path.join(env.get("TMUX_TMPDIR") or "/tmp", "tmux-%d" % os.getuid())   # as tmux has it
+    for number in range(1, 50):   # another state folder may have a run of the same number
         name = "selftalk-%d" % run.id if number == 1 else "selftalk-%d-%d" % (run.id, number)
-        note_place(run, socket=socket_path(name, launch.env.get("TMUX_TMPDIR", "")))
+        note_place(run, place="session", socket=os.path.join(sockets, name))   # a resumed one had a pane
         try:
             return TmuxServer(name, version, echo).start(("sh", run.path("launch.sh")), env)
         except Failure as error:
@@ -2909,20 +2866,25 @@ def open_session(run: Run, launch: Launch, version: tuple[int, int], echo: Optio
     raise Failure("tmux: no free name for run %d's server" % run.id, "end old ones: tmux -L NAME kill-server")
 
 
-def open_beside(run: Run, launch: Launch, server: TmuxServer, direction: str, beside: str) -> PaneFacts:
-    """Starts the worker in a pane beside the caller.
+def open_beside(run: Run, launch: Launch, base: dict[str, str],
+                echo: Optional[Tell]) -> Optional[PaneFacts]:
+    """Starts the worker in a pane beside the caller, whose environment is `base`; None without room for it.
 
-    That server was started by somebody else, with another environment. The worker's comes through a named
-    pipe: it is never on disk, in an argument or in an option of tmux. The pane is written down before it gets
-    it, so that a start that is cut short can be undone.
-    """
+    That server has another environment. The worker's comes through a named pipe: it is never on disk, in an
+    argument or in an option of tmux. The pane is written down before it gets it, so that a start that is cut
+    short can be undone."""
+    socket, beside = base.get("TMUX", "").split(",")[0], base.get("TMUX_PANE", "")
+    server = TmuxServer(socket, tuple(run.facts["tmux"]), echo)
+    direction = split_direction(*server.pane_size(beside)) if socket and beside else ""
+    if not direction:
+        return None
     write_file(run.path("launch.sh"), render_launcher(run, launch, True), mode=0o700)
     with using_file(run.path("env")):
         os.mkfifo(run.path("env"), 0o600)
     facts = server.split(beside, direction, ("sh", run.path("launch.sh")), run.mark)
     note_place(run, place="pane", socket=facts.socket, pane=facts.pane,
                server=read_process(facts.server_pid))
-    server.keep_pane(facts.pane)
+    server.run(*server.keep_dead("-p", "-t", facts.pane))
     lines = ["export %s=%s" % (name, shlex.quote(value)) for name, value in launch.env.items()
              if ENV_NAME.match(name) and name not in SHELL_VARIABLES]
     if not feed_pipe(run.path("env"), "\n".join(lines) + "\n", 15.0):
@@ -2931,95 +2893,86 @@ def open_beside(run: Run, launch: Launch, server: TmuxServer, direction: str, be
 
 
 def find_begin(text: str, needle: str, since: float) -> str:
-    """When a record that speaks of our run was begun; "" for one that does not, or was begun before `since`.
-
-    An agent that called us has our folder's name in its record too, but its record is older.
-    """
+    """When a record that speaks of our run was begun; "" for one that does not, or was begun before `since`:
+    an agent that called us has our folder's name in its record too."""
     found = re.search(r'"timestamp": ?"([0-9T:.-]+)Z"', text)
     earliest = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(since - 1.0))
     is_ours = found and found.group(1) >= earliest and json.dumps(needle)[1:-1] in text
     return found.group(1) if is_ours else ""
 
 
+def holds_open(run: Run, path: str) -> bool:
+    """Whether a process of the worker has a file open for writing. (When it starts, codex 0.169.0 reads those
+    of other sessions.)"""
+    launcher = fact_process(run.facts["launcher"])
+    return any(has_open(process, path) for process in find_tree(launcher, run.mark))
+
+
 class RecordFollower:
     """Follows what an agent writes down about itself, from the moment its record is found."""
 
-    def __init__(self, record: Optional[Record], run: Run, is_held: Callable[[str], bool]) -> None:
-        self.record, self.turns = record, [Said()]
-        self.session = run.facts["session_id"]
-        self._folder = run.folder   # each prompt given at launch names a file in it
-        self._since, self._is_held = run.facts["started_at"], is_held
-        self._path, self._offset, self._tail, self._stamp = "", 0, b"", ()
-        self._home = run.facts["record_home"]
-
-    @property
-    def is_found(self) -> bool:
-        """Whether there is a record."""
-        return bool(self._path)
+    def __init__(self, record: Optional[Record], run: Run) -> None:
+        self.record, self.run, self.session = record, run, run.facts["session_id"]
+        self.path, self.turns = "", [Said()]   # "" until it is found
+        self._offset, self._tail, self._stamp = 0, b"", ()
 
     @property
     def has_grown(self) -> bool:
         """Whether the file has changed since the last read."""
-        return bool(self._path) and self._written() != self._stamp
+        return bool(self.path) and self._written() != self._stamp
 
     def read(self) -> list[Said]:
         """The turns up to now, and before them what stands for none."""
-        if not self.record:
+        self.path = self.path or (self._find() if self.record else "")
+        if not self.has_grown:
             return self.turns
-        self._path = self._path or self._find()
-        if self.has_grown:
-            self._stamp = self._written()
-            self.turns = self._read_rows() if self.record.query else self._read_lines()
+        self._stamp = self._written()
+        if self.record.query:
+            rows = query_database(self.path, self.record.query, {"session": self.session})
+            self.turns = fold_record([], "\n".join(rows), self.record.format)
+        else:
+            data = read_bytes(self.path, self._offset - len(self._tail)) or b""
+            if not data.startswith(self._tail):   # a Gemini that starts may remove another's record (0.61.0)
+                self._offset, self._tail, self.turns = 0, b"", []
+                data = read_bytes(self.path) or b""
+            whole = data[len(self._tail):data.rfind(b"\n") + 1]
+            self._offset, self._tail = self._offset + len(whole), (self._tail + whole)[-200:]
+            self.turns = fold_record(self.turns, decode(whole), self.record.format)
         return self.turns
 
     def _written(self) -> tuple[Any, ...]:
         """Changes when the record does; SQLite writes into the file beside the database first."""
-        return file_stamp(self._path), file_stamp(self._path + "-wal")
+        return file_stamp(self.path), file_stamp(self.path + "-wal")
 
     def _find(self) -> str:
         """The record of our session: by the name we gave it, else the one that the worker holds open, else
         the one that was begun first of those that speak of our run: a later one may quote it."""
         import glob   # 3 ms, and only for agents that keep a record
-        name = self.record.files.format(session=glob.escape(self.session) or "*")
-        paths = sorted(glob.glob(os.path.join(glob.escape(self._home), name)))
-        if self.record.has_log:
-            log = read_file(os.path.join(self._folder, "stderr.log")) or ""
-            self.session = self.session or self._name_session(log)
         if self.record.has_log and not self.session:
-            return ""
+            self.session = self._name_session(read_file(self.run.path("stderr.log")) or "")
+            if not self.session:
+                return ""
+        name = self.record.files.format(session=glob.escape(self.session) or "*")
+        paths = sorted(glob.glob(os.path.join(glob.escape(self.run.facts["record_home"]), name)))
         if self.session:   # the first: resumed, gemini 0.61.0 makes one more that stays empty
             return paths[0] if paths else ""
-        recent = [path for path in paths if file_stamp(path)[1] >= self._since - 1.0]
-        begins = [(find_begin(read_file(path) or "", self._folder + "/", self._since), path)
-                  for path in recent]
-        path = next(filter(self._is_held, recent), "") or min((pair for pair in begins if pair[0]),
-                                                              default=("", ""))[1]
+        since, needle = self.run.facts["started_at"], self.run.folder + "/"   # of the file a prompt names
+        recent = [path for path in paths if file_stamp(path)[1] >= since - 1.0]
+        held = (path for path in recent if holds_open(self.run, path))
+        begins = sorted((find_begin(read_file(path) or "", needle, since), path) for path in recent)
+        path = next(held, "") or next((path for begin, path in begins if begin), "")
         self.session = self._name_session(path)
         return path
 
     def _name_session(self, text: str) -> str:
         """The session that a file's name or a log speaks of; "" when it names none."""
-        found = re.search(self.record.session, text) if self.record.session else None
+        found = re.search(self.record.session or "(?!)", text)
         return found.group(1) if found else ""
-
-    def _read_lines(self) -> list[Said]:
-        data = read_bytes(self._path, self._offset - len(self._tail)) or b""
-        if not data.startswith(self._tail):   # a Gemini that starts may remove another's record (0.61.0)
-            self._offset, self._tail, self.turns = 0, b"", []
-            data = read_bytes(self._path) or b""
-        whole = data[len(self._tail):data.rfind(b"\n") + 1]
-        self._offset, self._tail = self._offset + len(whole), (self._tail + whole)[-200:]
-        return fold_record(self.turns, decode(whole), self.record.format)
-
-    def _read_rows(self) -> list[Said]:
-        rows = query_database(self._path, self.record.query, {"session": self.session})
-        return fold_record([], "\n".join(rows), self.record.format)
 
 
 def read_exit(run: Run) -> Optional[int]:
     """The exit status that the launcher wrote; None when it did not."""
-    text = (read_file(run.path("exit")) or "").strip()
-    return as_number(text)
+    return as_number((read_file(run.path("exit")) or "").strip())
 
 
 class Worker:
@@ -3027,15 +2980,16 @@ class Worker:
 
     def __init__(self, run: Run, echo: Optional[Tell] = None) -> None:
         self.run, self.agent = run, AGENTS[run.facts["agent"]]
-        self.pane, self.has_pane = run.facts["pane"], True
+        self.pane, self.last_screen = run.facts["pane"], Screen("")
+        self.has_pane, self.is_drained = True, False   # tmux has read all that an ended worker wrote
         self.server = TmuxServer(run.facts["socket"], tuple(run.facts["tmux"]), echo)
+        self.client = ControlClient(self.server, run.facts["session"])
         self.launcher, self.turn = fact_process(run.facts["launcher"]), current_turn(run)
-        self.record = RecordFollower(self.agent.record, run, self.has_open)
-        self._facts_stamp = run.stamp
-        self._client, self.last_screen = None, Screen("")
+        self.record = RecordFollower(self.agent.record, run)
         self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> "Worker":
+        self._exits.enter_context(self.client)
         self.pause = self._exits.enter_context(watch_death(self.launcher.pid))
         return self
 
@@ -3049,43 +3003,39 @@ class Worker:
                 or self.record.has_grown or self.has_changed() or not has_process(self.launcher.pid))
 
     def has_changed(self) -> bool:
-        """Whether another process has written facts of the run since the worker was opened here."""
-        return file_stamp(self.run.path("run.json")) != self._facts_stamp
+        """Whether another process has written facts of the run since we have read or written them."""
+        return file_stamp(self.run.path("run.json")) != self.run.stamp
 
     def look(self) -> Sight:
         """A whole look. What ends a turn is read first and its fruits last, so none is missed in between."""
         is_dead = not is_alive(self.launcher)
         status = read_exit(self.run)   # written before the launcher ends, so read after that was asked
         is_gone = is_dead or status is not None
-        turns = self.record.read()
-        was_typed, was_taken = self.turn.delivery != "waiting", self.turn.delivery == "taken"
-        said = find_turn(turns, self.turn.mark, self.turn.base) if was_typed else Said()
-        if is_gone:
-            self.await_drained()
-        screen = self.capture()
+        turns, (mark, base, delivery) = self.record.read(), self.turn
+        said = find_turn(turns, mark, base) if delivery != "waiting" else Said()
+        # Its last words come after its exit status, and tmux says so when it has read all. A child that still
+        # has the terminal open keeps it from that: then half a second has to do.
+        for _ in until(0.5 if is_gone else 0.0):
+            screen = self.capture()
+            if self.is_drained:
+                break
         verdict = judge_screen(screen, self.agent.pane.rules, self.agent.pane.marks)
         options = read_options(screen, self.agent.pane.digits) if verdict.state == "asks" else ()
         is_gone = is_gone or not self.has_pane   # opencode 1.18.33 outlives its terminal
-        return Sight(status, is_gone, screen, verdict, said, self.record.is_found and was_taken, options,
-                     read_file(self.run.path("done.md")) if was_task(self.run) else None)
-
-    def await_drained(self) -> None:
-        """Waits until tmux has read the last words of a worker that ended: they come after its exit status.
-        A child that still has the terminal open keeps tmux from saying so; then half a second has to do."""
-        with contextlib.suppress(ServerGone):
-            for _ in until(0.5):
-                if self._ask("display-message -p -t %s '#{pane_dead}'" % self.pane)[0] == "1":
-                    return
+        is_recorded = bool(self.record.path) and delivery == "taken"
+        done = read_file(self.run.path("done.md")) if was_task(self.run) else None
+        return Sight(status, is_gone, screen, verdict, said, is_recorded, options, done)
 
     def capture(self) -> Screen:
         """What the pane shows; what it showed last when it is gone."""
         try:
-            ask = "display-message -p -t %s '#{cursor_x} #{cursor_y} #{pane_title}'" % self.pane
-            facts, text = self._ask(ask, "capture-pane -p -t %s" % self.pane)
+            ask = "display-message -p -t %s '#{pane_dead} #{cursor_x} #{cursor_y} #{pane_title}'" % self.pane
+            facts, text = self.client.ask(ask, "capture-pane -p -t %s" % self.pane)
         except ServerGone:
-            self.has_pane = False
+            self.has_pane, self.is_drained = False, True
             return self.last_screen
-        column, row, title = (facts + "  ").split(" ", 2)
+        dead, column, row, title = (facts + "   ").split(" ", 3)
+        self.is_drained = dead == "1"
         text = re.sub(r"(^|\n)Pane is dead[^\n]*", "", text)   # tmux's own line
         # tmux 3.6 keeps tabs, older ones do not
         self.last_screen = Screen(text.expandtabs(8), title.rstrip(), (int(column or -1), int(row or -1)))
@@ -3094,7 +3044,7 @@ class Worker:
     def capture_all(self) -> str:
         """The screen with what scrolled out of it, as far as the agent lets the terminal scroll."""
         try:
-            return self._ask("capture-pane -p -J -S -5000 -t %s" % self.pane)[0].rstrip()
+            return self.client.ask("capture-pane -p -J -S -5000 -t %s" % self.pane)[0].rstrip()
         except ServerGone:
             return self.last_screen.text.rstrip()
 
@@ -3103,74 +3053,53 @@ class Worker:
         path = os.path.realpath(self.run.path("done.md"))
         facts = read_stat(path)
         was_renamed = facts is not None and facts.st_ctime_ns > facts.st_mtime_ns   # that changes no mtime
-        return not was_renamed and self.has_open(path)
-
-    def has_open(self, path: str) -> bool:
-        """Whether a process of the worker has a file open for writing. (When it starts, codex 0.169.0 reads
-        those of other sessions.)"""
-        return any(has_open(process, path) for process in find_tree(self.launcher, self.run.mark))
+        return not was_renamed and holds_open(self.run, path)
 
     def note_turn(self, **facts: Any) -> None:
         """Writes down how far the turn has come."""
         write_turn(self.run, **facts)
         self.turn = self.turn._replace(**facts)
 
-    def press(self, keys: Iterable[str]) -> None:
+    def press(self, *keys: str) -> None:
         """Presses keys in the worker's pane."""
         self.server.send_keys(self.pane, keys)
 
-    def _ask(self, *commands: str) -> list[str]:
-        try:
-            return self._client.ask(*commands) if self._client else self._ask_anew(*commands)
-        except ServerGone:   # a person may have detached our client: that is not the end of the server
-            self._client.close() if self._client else None
-            return self._ask_anew(*commands)
+    def held(self, screen: Screen) -> Optional[str]:
+        """What the composer on a screen holds; None when there is none, "" for an agent without one."""
+        submit = self.agent.pane.submit
+        return read_composer(screen, submit) if submit else ""
 
-    def _ask_anew(self, *commands: str) -> list[str]:
-        self._client = None
-        self._client = self._exits.enter_context(ControlClient(self.server, self.run.facts["session"]))
-        return self._client.ask(*commands)
+    def holds(self, prompt: str, sight: Sight) -> bool:
+        """Whether the composer holds a prompt, as it was typed."""
+        return holds_prompt(self.held(sight.screen) or "", prompt, self.agent.pane.submit)
 
 
-def find_dialog(screen: Screen, dialogs: tuple[Dialog, ...]) -> Optional[Dialog]:
-    """The known dialog at the bottom of a screen."""
+def plan_answer(screen: Screen, dialogs: tuple[Dialog, ...]) -> tuple[str, tuple[str, ...]]:
+    """The known dialog at the bottom of a screen and the keys that answer it, or only one that moves towards
+    the wanted option: it is seen to be selected before it is taken. No keys when none can be told."""
     text = cut_region(screen, "bottom:20", {})
-    return next((dialog for dialog in dialogs
-                 if all(re.search(need, text, re.MULTILINE) for need in dialog.needs)), None)
-
-
-def dialog_keys(screen: Screen, dialog: Dialog) -> tuple[str, ...]:
-    """The keys that answer a dialog, or only one that moves towards the wanted option while that is not
-    selected yet; none when it cannot be seen. So the option is seen to be selected before it is taken."""
-    if not dialog.choose:
-        return dialog.keys
-    moves = plan_keys(find_options(cut_region(screen, "bottom:20", {})), dialog.choose)
-    return moves[:1] if len(moves) > 1 else dialog.keys if moves else ()
-
-
-def was_just_asked(run: Run, screen: Screen) -> bool:
-    """Whether some waiter pressed keys on this very screen a moment ago: it has not redrawn yet."""
-    is_recent = time.time() - file_stamp(run.path("asked"))[1] < LONGEST_LOOK_S
-    return is_recent and read_file(run.path("asked")) == checksum(screen.text)
+    for dialog in dialogs:
+        if all(re.search(need, text, re.MULTILINE) for need in dialog.needs):
+            moves = plan_keys(find_options(text), dialog.choose) if dialog.choose else ("Enter",)
+            return dialog.name, moves[:1] if len(moves) > 1 else dialog.keys if moves else ()
+    return "", ()
 
 
 def answer_dialog(worker: Worker, screen: Screen, answered: tuple[str, ...]) -> Optional[str]:
-    """Goes one step towards the answer of the dialog on the screen. Its name; "" when it may not be answered;
-    None when the screen is another one by now, or has not yet shown what the step before did.
-
-    A dialog that is still there after six steps is not touched any more.
-    """
-    dialog = find_dialog(screen, worker.agent.pane.dialogs)
-    keys = dialog_keys(screen, dialog) if dialog else ()
-    if not keys or answered.count(dialog.name) >= 6:
+    """Goes one step, and six at most, towards the answer of the dialog on the screen. Its name; "" when it
+    may not be answered; None when the screen is another one by now, or has not shown the step before yet."""
+    name, keys = plan_answer(screen, worker.agent.pane.dialogs)
+    if not keys or answered.count(name) >= 6:
         return ""
-    with worker.run.locked():   # two waiters would press twice
-        if was_just_asked(worker.run, screen) or worker.capture().text != screen.text:
+    run, asked, mark = worker.run, worker.run.path("asked"), checksum(screen.text)
+    with run.locked():   # two waiters would press twice
+        was_just_asked = time.time() - file_stamp(asked)[1] < LONGEST_LOOK_S and read_file(asked) == mark
+        if was_just_asked or worker.capture().text != screen.text:   # it has not redrawn yet, or has
             return None
-        worker.run.log("dialog", name=dialog.name, keys=list(keys))
-        write_file(worker.run.path("asked"), checksum(screen.text))
-        worker.press(keys)
-    return dialog.name
+        run.log("dialog", name=name, keys=list(keys))
+        write_file(asked, mark)
+        worker.press(*keys)
+    return name
 
 
 def await_sight(worker: Worker, is_it: Callable[[Sight], bool], patience_s: float) -> Optional[Sight]:
@@ -3186,43 +3115,37 @@ def await_sight(worker: Worker, is_it: Callable[[Sight], bool], patience_s: floa
 
 def has_begun(worker: Worker, sight: Sight) -> bool:
     """Whether an agent was seen to work on the turn: by its record, or by its screen when it has none yet."""
-    return bool(sight.said.turn) or sight.verdict.state == "busy" and not worker.record.is_found
+    return bool(sight.said.turn) or sight.verdict.state == "busy" and not worker.record.path
 
 
-def paste_prompt(worker: Worker, prompt: str, is_there: Callable[..., bool]) -> bool:
+def paste_prompt(worker: Worker, prompt: str) -> bool:
     """Pastes a prompt and waits until the composer shows it; once more when it does not: before its first
     paint is complete, an agent may lose it (opencode 1.18.33, gemini 0.61.0)."""
-    submit = worker.agent.pane.submit
     for _ in range(2):
         worker.note_turn(delivery="pasted", mark=letters(prompt)[:MARK_LETTERS],
                          base=worker.record.read()[-1].turn)
-        first, *others = cut_pieces(prompt, submit.piece)
+        first, *others = cut_pieces(prompt, worker.agent.pane.submit.piece)
         worker.server.paste(worker.pane, first)
-        if not others or await_sight(worker, lambda sight: is_there(sight, first), PASTE_PATIENCE_S):
+        if not others or await_sight(worker, functools.partial(worker.holds, first), PASTE_PATIENCE_S):
             for piece in others:
                 worker.server.paste(worker.pane, piece)
-            if await_sight(worker, is_there, PASTE_PATIENCE_S):
+            if await_sight(worker, functools.partial(worker.holds, prompt), PASTE_PATIENCE_S):
                 return True
-        if read_composer(worker.capture(), submit) != "":
+        if worker.held(worker.capture()) != "":
             break
     return False
 
 
-def submit_prompt(worker: Worker, is_there: Callable[[Sight], bool]) -> bool:
+def submit_prompt(worker: Worker, prompt: str) -> bool:
     """Presses Enter and waits until the prompt was taken; once more when the composer still holds it."""
-    submit = worker.agent.pane.submit
-
-    def was_taken(sight: Sight) -> bool:
-        return has_begun(worker, sight) or read_composer(sight.screen, submit) == ""
-
-    for _ in until(submit.settle_s):
-        worker.capture()
+    list(until(worker.agent.pane.submit.settle_s))
     for _ in range(2):
-        if worker.has_changed() or not is_there(worker.look()):   # interrupted, or behind a dialog
-            return False
+        if worker.has_changed() or not worker.holds(prompt, worker.look()):
+            return False   # interrupted, or behind a dialog
         worker.note_turn(delivery="entered")
-        worker.press(("Enter",))
-        if await_sight(worker, was_taken, ENTER_PATIENCE_S):
+        worker.press("Enter")
+        if await_sight(worker, lambda sight: has_begun(worker, sight) or worker.held(sight.screen) == "",
+                       ENTER_PATIENCE_S):
             worker.note_turn(delivery="taken")
             return True
     return False
@@ -3230,40 +3153,30 @@ def submit_prompt(worker: Worker, is_there: Callable[[Sight], bool]) -> bool:
 
 def type_prompt(worker: Worker, prompt: str) -> str:
     """Types a prompt into an agent that is ready and submits it. "" when it was taken or a question came up,
-    else what kept it from that.
-
-    Whoever did this before us may have been killed at any step: how far it came says the turn's file, and the
-    composer itself.
-    """
+    else what kept it from that. Whoever did this before us may have been killed at any step: how far it came
+    says the turn's file, and the composer itself."""
     submit, run = worker.agent.pane.submit, worker.run
     typed = typed_prompt(run, prompt, submit)
-
-    def is_there(sight: Sight, text: str = typed) -> bool:
-        return holds_prompt(read_composer(sight.screen, submit) or "", text, submit)
-
-    def is_empty(sight: Sight) -> bool:
-        return read_composer(sight.screen, submit) == ""
-
     with run.locked("typing"):
         worker.turn = current_turn(run)
         if worker.turn.delivery == "taken" or worker.has_changed():
             return ""
         is_again = worker.turn.delivery != "waiting"
-        if not (is_again and is_there(worker.look())):
+        if not (is_again and worker.holds(typed, worker.look())):
             if is_again and await_sight(worker, functools.partial(has_begun, worker), ENTER_PATIENCE_S):
                 worker.note_turn(delivery="taken")
                 return ""
-            held, before = read_composer(worker.capture(), submit) or "", read_turn(of_turn(run, -1))
+            held, before = worker.held(worker.capture()) or "", read_turn(of_turn(run, -1))
             was_put_back = before.get("outcome") == "stopped" and holds_prompt(
                 held, typed_prompt(run, before.get("prompt") or "", submit), submit)
             if was_put_back or is_again and letters(held) and letters(held) in letters(typed):
-                worker.press(submit.clear)   # what was interrupted, or a part of ours
-            if not await_sight(worker, is_empty, COMPOSER_PATIENCE_S):
+                worker.press(*submit.clear)   # what was interrupted, or a part of ours
+            if not await_sight(worker, lambda sight: worker.held(sight.screen) == "", COMPOSER_PATIENCE_S):
                 return "its composer holds other text, or none can be seen"
-            if not paste_prompt(worker, typed, is_there):
+            if not paste_prompt(worker, typed):
                 return "the prompt does not show in its composer"
             run.log("pasted", bytes=len(typed.encode()))
-        if not submit_prompt(worker, is_there):
+        if not submit_prompt(worker, typed):
             return "its composer still holds the prompt"
     run.log("submitted")
     return ""
@@ -3273,30 +3186,24 @@ def interrupt_turn(worker: Worker, prompt: str) -> None:
     """Presses the agent's interrupt keys while it is busy; a prompt that it puts back is taken out of its
     composer, else the next one would be added to it."""
     pane = worker.agent.pane
-
-    def has_stopped(sight: Sight) -> bool:
-        shown = read_composer(sight.screen, pane.submit) if pane.submit else ""
-        return sight.verdict.state != "busy" and shown is not None
-
     for _ in range(3):
         if worker.look().verdict.state == "busy":
             for key in pane.interrupt:
-                worker.press((key,))
+                worker.press(key)
                 list(until(KEY_GAP_S))
-        if await_sight(worker, has_stopped, ENTER_PATIENCE_S):
+        if await_sight(worker, lambda sight: sight.verdict.state != "busy"
+                       and worker.held(sight.screen) is not None, ENTER_PATIENCE_S):
             break
-    text = read_composer(worker.capture(), pane.submit) if pane.submit else ""
-    if text and holds_prompt(text, typed_prompt(worker.run, prompt, pane.submit), pane.submit):
-        worker.press(pane.submit.clear)
+    if pane.submit and worker.holds(typed_prompt(worker.run, prompt, pane.submit), worker.look()):
+        worker.press(*pane.submit.clear)
 
 
 def choose_option(worker: Worker, choice: str) -> str:
     """Selects the option of the question on the screen that `choice` names (its label, its number, or how
     its label begins), sees it selected, and takes it. Returns its label. `Unusable` unless it names one."""
     labels = [option.label for option in worker.look().options]
-    number = as_number(choice) or 0
     meant = [at for at, label in enumerate(labels) if label == choice] or \
-        [at for at in range(len(labels)) if at + 1 == number] or \
+        [at for at in range(len(labels)) if at + 1 == as_number(choice)] or \
         [at for at, label in enumerate(labels) if choice and label.lower().startswith(choice.lower())]
     if len(meant) != 1:
         offered = "it offers: %s" % clean_text(" · ".join(labels)) if labels else "its options cannot be read"
@@ -3306,16 +3213,14 @@ def choose_option(worker: Worker, choice: str) -> str:
         sight = worker.look()
         if [option.label for option in sight.options] != labels:   # a person was faster
             break
-        selected = [i for i, option in enumerate(sight.options) if option.selected]
-        steps = at - selected[0] if selected else 0
-        taken = "Enter" if selected else str(at + 1)
-        key = ("Down" if steps > 0 else "Up") if steps else taken   # one at a time: a slow agent shows each
-        worker.press((key,))
+        places = tuple(Option(str(i), row.selected) for i, row in enumerate(sight.options))   # labels repeat
+        keys = plan_keys(places, "^%d$" % at) or (str(at + 1),)
+        worker.press(keys[0])   # one at a time: a slow agent shows each
         for _ in until(ENTER_PATIENCE_S, shortest_s=0.02):
             if worker.look().options != sight.options:
                 break
-        if key == taken:
-            worker.run.log("dialog", name="answer", keys=[key], label=label)
+        if len(keys) == 1:
+            worker.run.log("dialog", name="answer", keys=list(keys), label=label)
             return label
     raise Failure("run %d: `%s` could not be selected" % (worker.run.id, label), "answer it in its pane")
 
@@ -3323,50 +3228,35 @@ def choose_option(worker: Worker, choice: str) -> str:
 def quit_worker(worker: Worker) -> None:
     """Presses the agent's quit keys, when it is ready for them, and gives it some time to go."""
     pane = worker.agent.pane
-    keys = pane.quit
-    if not keys or judge_screen(worker.capture(), pane.rules, pane.marks).state != "ready":
+    if not pane.quit or judge_screen(worker.capture(), pane.rules, pane.marks).state != "ready":
         return
-    worker.press(keys)
+    worker.press(*pane.quit)
     for _ in until(QUIT_PATIENCE_S, pause=worker.pause):
         if not is_alive(worker.launcher):
             return
 
 
-def remove_socket(run: Run) -> None:
-    """Removes what a server of ours leaves at its socket's path, unless another server has it by now."""
-    if socket_identity(run.facts["socket"]) == run.facts["socket_identity"]:
-        remove_file(run.facts["socket"])   # TERM is like kill-server: the socket may stay
-
-
 def end_pane(run: Run, echo: Optional[Tell] = None) -> list[Process]:
-    """Ends all that a run's worker started, then its pane or server. Returns what could not be ended."""
-    server, launcher = fact_process(run.facts["server"]), fact_process(run.facts["launcher"])
-    is_shared = run.facts["place"] == "pane"
+    """Ends all that a run's worker started, then its pane or server; also after a start that was cut short,
+    of which run.json may know little. Returns what could not be ended."""
+    facts, is_started = run.facts, run.facts["state"] != "starting"
+    path, is_shared = facts.get("socket", ""), facts.get("place") == "pane"
+    server = fact_process(facts.get("server"))
+    launcher = fact_process(facts["launcher"] if is_started else None)
     left = end_processes(lambda: [one for one in find_tree(launcher, run.mark) if one != server]
-                         + [server] * (not is_shared and is_alive(server)))
-    if not is_shared:
-        remove_socket(run)
-    elif is_alive(server):   # another server on that socket would have another pane of this number
-        TmuxServer(run.facts["socket"], tuple(run.facts["tmux"]), echo).kill_pane(run.facts["pane"])
+                         + [server] * (is_started and not is_shared and is_alive(server)))
+    tmux = TmuxServer(path, tuple(facts["tmux"]), echo)
+    if is_shared and is_alive(server):   # another server there would have another pane of this number
+        tmux.run("kill-pane", "-t", facts["pane"])
+    elif is_started and not is_shared and socket_identity(path) == facts["socket_identity"]:
+        remove_file(path)   # TERM is like kill-server: the socket may stay
+    elif not is_started and not is_shared and os.path.exists(path):
+        told = tmux.run("show-environment", "-g", RUN_VARIABLE)
+        if told.out.strip() == run.mark:   # where processes cannot be found by their environment
+            tmux.run("kill-server")
+        if told.status or told.out.strip() == run.mark:
+            remove_file(path)
     return left
-
-
-def end_start(run: Run) -> None:
-    """Ends what a start that was cut short has left: a pane or a server of which run.json may know little."""
-    end_processes(lambda: find_tree(Process(0, ""), run.mark))
-    path, server = run.facts.get("socket"), fact_process(run.facts.get("server"))
-    if not path or not os.path.exists(path):
-        return
-    tmux = TmuxServer(path, tuple(run.facts["tmux"]))
-    if run.facts.get("place") == "pane":
-        if is_alive(server):
-            tmux.kill_pane(run.facts["pane"])
-        return
-    told = tmux.run("show-environment", "-g", RUN_VARIABLE)
-    if told.out.strip() == run.mark:   # where processes cannot be found by their environment
-        tmux.run("kill-server")
-    if told.status or told.out.strip() == run.mark:
-        remove_file(path)
 
 
 # =============================================================================
@@ -3627,11 +3517,9 @@ def prepare_launch(request: Request, base: dict[str, str], depth: int) -> Launch
 
 def open_place(run: Run, launch: Launch, place: str, base: dict[str, str], echo: Optional[Tell]) -> None:
     """Starts the worker where it was asked for, or in a session without room for a pane, and notes where."""
-    version = tuple(run.facts["tmux"])
-    server, direction = find_room(base, version, echo) if place != "session" else (None, "")
-    facts = open_beside(run, launch, server, direction, base["TMUX_PANE"]) if server else \
-        open_session(run, launch, version, echo)
-    opened = {"place": "pane" if server else "session", "socket": facts.socket, "pane": facts.pane}
+    beside = open_beside(run, launch, base, echo) if place != "session" else None
+    facts = beside or open_session(run, launch, tuple(run.facts["tmux"]), echo)
+    opened = {"place": "pane" if beside else "session", "socket": facts.socket, "pane": facts.pane}
     note_place(run, state="running", argv=[launch.program, *agent_args(launch, run.folder)], **opened,
                session=facts.session, socket_identity=socket_identity(facts.socket),
                launcher=read_process(facts.pane_pid), server=read_process(facts.server_pid))
@@ -3644,7 +3532,7 @@ def undoing_start(run: Run) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        attempt(lambda: end_start(run))   # the trouble that brought us here is the one to report
+        attempt(lambda: end_pane(run))   # the trouble that brought us here is the one to report
         is_new = not run.facts.get("resumed")
         with run.locked():
             attempt(run.reload)
@@ -3909,7 +3797,7 @@ def stop_run(run: Run, echo: Optional[Tell] = None) -> bool:
             return False
         run.check_here()
         if run.facts["state"] == "starting":
-            end_start(run)
+            end_pane(run)
             write_ending(run, Ending("stopped", "it was stopped while it was starting", "start it again"))
             close_run(run, outcome="stopped")
             return True
@@ -3938,9 +3826,11 @@ def send_prompt(run: Run, request: Request, find_its_profile: Callable[[], Profi
             raise Unusable("run %d: its profile `%s` is of another agent now" % (run.id, profile.name),
                            "start a new run")
         launch = prepare_launch(request._replace(profile=profile), base, run.facts["depth"])
-        said = RecordFollower(profile.agent.record, run, lambda path: False).read()[-1]
+        said = RecordFollower(profile.agent.record, run).read()[-1]
         words = profile.agent.start.resume if said.turn else ()   # else there is nothing to take up
-        launch = launch._replace(prompt="", session=session, resume=fill_holes(words, {"session": session}))
+        resume = fill_holes(words, {"session": session})
+        profile = launch.profile._replace(args=launch.profile.args + resume)
+        launch = launch._replace(profile=profile, prompt="", session=session)
     begin_turn(run, request, launch is not None)
     if launch:
         with undoing_start(run):

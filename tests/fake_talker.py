@@ -12,7 +12,7 @@ TALKER says how it behaves, as `name=value; name; …`; a prompt that holds [[na
     error  limit  login          how a turn ends instead
     background=S  wake           a shell outlives the turn for S seconds, and then begins a turn of its own
     person=TEXT@S                another prompt begins a turn S seconds after ours began
-    put_back                     Esc brings the prompt back into the input
+    put_back                     Esc brings the prompt back into the input; slow_interrupt=S: it obeys S seconds late
     exit_on_submit=N  exit_on_start=N  no_record
 
 Everything it was given goes to TALKER_LOG, as JSON lines with the time: started, pasted, prompt, done, command, dialog, stray.
@@ -188,7 +188,8 @@ class Talker:
         elif key == b"\r":
             self.take_enter()
         elif key in (b"\x1b", b"\x03") and self.turn:
-            self.interrupt()
+            self.log("interrupted", self.turns)
+            self.after(self.number("slow_interrupt"), lambda: self.turn and self.interrupt())
         elif key == b"\x03" and self.text:
             self.text = ""
         elif key == b"\x03":

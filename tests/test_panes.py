@@ -1,15 +1,16 @@
 """Room 11: what is given to a worker, and how it is looked at. Pure parts first, then real tmux."""
 import contextlib
 import json
+import os
 import sqlite3
 import subprocess
 import types
 
 import pytest
 
-from selftalk import (AGENTS, FromEnv, Launch, Profile, Record, RecordFollower, Screen, Unusable, compose_env,
-                      dialog_keys, fill_holes, find_begin, find_dialog, needs_utf8, record_home, render_launcher,
-                      run_prompt, split_direction)
+from selftalk import (AGENTS, START_FACTS, FromEnv, Launch, Profile, Record, RecordFollower, Run, Screen, Unusable,
+                      check_tmux, compose_env, end_pane, fill_holes, find_begin, new_run, open_session, plan_answer,
+                      read_process, record_home, render_launcher, run_prompt, split_direction)
 
 RUN = types.SimpleNamespace(id=7, folder="/home/dev/it's state/runs/7")
 
@@ -113,8 +114,9 @@ def test_a_variable_that_is_not_set_is_named():
     ({}, True), ({"LANG": "C"}, True), ({"LANG": "de_DE.UTF-8"}, False), ({"LANG": "C.UTF-8", "LC_ALL": "C"}, True),
     ({"LC_ALL": "en_US.utf8", "LANG": "C"}, False)])
 def test_a_terminal_agent_is_given_utf8(env, answer):
-    assert needs_utf8(env) is answer
-    assert "utf" in str(compose_env(Profile("p", "c", AGENTS["generic"]), env, False)).lower()
+    given = compose_env(Profile("p", "c", AGENTS["generic"]), env, False)
+    assert (given.get("LC_ALL") != env.get("LC_ALL")) is answer
+    assert "utf" in str(given).lower()
 
 
 def test_the_folder_of_an_agents_record_follows_the_workers_environment():
@@ -130,6 +132,17 @@ def test_a_pane_is_split_where_there_is_room(size, flag):
     assert split_direction(*size) == flag
 
 
+def test_a_start_in_a_session_can_be_undone_when_its_run_was_in_a_pane_before(sandbox):
+    here = read_process(os.getpid())   # stands for the server that had the pane: it goes on
+    facts = {fact: 0 for fact in START_FACTS if fact not in ("id", "state", "outcome")}
+    run = new_run(str(sandbox.state), {**facts, "agent": "generic", "tmux": check_tmux(), "place": "pane", "pane": "%0",
+                                       "server": here})
+    profile = Profile("p", "sleep", AGENTS["generic"], ("100",))
+    facts = open_session(run, Launch(profile, str(sandbox.work), "", sandbox.env, "sleep"), check_tmux(), None)
+    assert end_pane(run) == []
+    assert not os.path.exists(facts.socket) and not read_process(facts.server_pid)
+
+
 # --- dialogs --------------------------------------------------------------------
 
 QUESTION = "Fake agent: may I work in this folder?\n\n%s No, leave\n%s Yes, work here\n\nEnter to confirm\n"
@@ -138,15 +151,16 @@ QUESTION = "Fake agent: may I work in this folder?\n\n%s No, leave\n%s Yes, work
 def test_an_option_is_taken_only_once_it_is_seen_to_be_selected():
     dialogs = AGENTS["demo"].pane.dialogs
     first, second = Screen(QUESTION % ("❯", " ")), Screen(QUESTION % (" ", "❯"))
-    assert dialog_keys(first, find_dialog(first, dialogs)) == ("Down",)
-    assert dialog_keys(second, find_dialog(second, dialogs)) == ("Enter",)
+    assert plan_answer(first, dialogs) == ("question", ("Down",))
+    assert plan_answer(second, dialogs) == ("question", ("Enter",))
+    assert plan_answer(Screen("Demo worker"), dialogs) == ("", ())
 
 
 def test_a_dialog_whose_selection_cannot_be_seen_is_not_touched():
     screen = Screen(QUESTION % (" ", " "))
-    assert dialog_keys(screen, find_dialog(screen, AGENTS["demo"].pane.dialogs)) == ()
+    assert plan_answer(screen, AGENTS["demo"].pane.dialogs) == ("question", ())
     other = Screen((QUESTION % ("❯", " ")).replace("Yes, work here", "Yes, and delete it all"))
-    assert dialog_keys(other, find_dialog(other, AGENTS["demo"].pane.dialogs)) == ()
+    assert plan_answer(other, AGENTS["demo"].pane.dialogs) == ("question", ())
 
 
 # --- the agent's own record -------------------------------------------------------
@@ -161,9 +175,9 @@ def transcript_lines(*lines):
 
 @pytest.fixture
 def follower(tmp_path):
-    run = types.SimpleNamespace(folder=str(tmp_path / "runs" / "7"), facts={
-        "started_at": STARTED, "record_home": str(tmp_path / "agent"), "session_id": ""})
-    made = RecordFollower(Record("claude-transcript", ("X", "~/.x"), "projects/*/{session}.jsonl"), run, lambda path: False)
+    run = Run(str(tmp_path / "runs" / "7"), {
+        "started_at": STARTED, "record_home": str(tmp_path / "agent"), "session_id": "", "launcher": None})
+    made = RecordFollower(Record("claude-transcript", ("X", "~/.x"), "projects/*/{session}.jsonl"), run)
     made.folder = tmp_path / "agent" / "projects" / "-work"
     made.folder.mkdir(parents=True)
     made.prompt = {"type": "user", "timestamp": "2026-11-21T08:33:25.000Z",
@@ -215,10 +229,9 @@ def test_of_two_records_that_speak_of_a_run_the_first_one_is_its(follower):
 def test_a_database_that_is_written_after_a_checkpoint_has_grown(tmp_path):
     path = tmp_path / "d[1]" / "x" / "x.db"
     path.parent.mkdir(parents=True)
-    run = types.SimpleNamespace(folder="/runs/7", facts={
-        "started_at": 0.0, "record_home": str(tmp_path / "d[1]"), "session_id": "ses_1"})
+    run = Run("/runs/7", {"started_at": 0.0, "record_home": str(tmp_path / "d[1]"), "session_id": "ses_1"})
     query = "select json_object('data', json(data), 'texts', json('[\"hi\"]')) from m where :session = 'ses_1'"
-    follower = RecordFollower(Record("opencode-rows", ("X", "~/.x"), "x/x.db", query=query), run, lambda path: False)
+    follower = RecordFollower(Record("opencode-rows", ("X", "~/.x"), "x/x.db", query=query), run)
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.execute("pragma journal_mode=wal")
         database.execute("create table m (data)")

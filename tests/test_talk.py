@@ -667,6 +667,14 @@ def test_after_an_interrupt_the_next_prompt_gets_through_alone(box, script, prom
     assert status == 2 and "has no turn to interrupt" in err
 
 
+def test_an_agent_that_stops_late_is_interrupted_once(box):
+    """A second Esc would open a menu of the real one."""
+    assert box.talk("do it", "--wait", "0.7", script="slow_interrupt=0.7; busy=60")[0] == 75
+    assert box.run("interrupt", "1")[0] == 0
+    assert box.log("interrupted") == [1] and "esc to interrupt" not in box.screen()
+    assert box.run("send", "1", "next [[busy=0]]")[:2] == (0, "answer 2 to next [[busy=0]]\n")
+
+
 def test_an_interrupt_ends_the_wait_of_whoever_waits(box):
     caller = box.start("-c", "--here", "do it", script="busy=60")
     assert until_true(lambda: box.turn().get("delivery") == "taken")

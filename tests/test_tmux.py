@@ -89,8 +89,19 @@ def test_a_question_to_a_server_that_is_gone_is_a_failure_and_no_hang(server):
         with pytest.raises(ServerGone):
             for _ in range(100):
                 client.ask("capture-pane -p")
-    with pytest.raises(ServerGone):
-        ControlClient(server, facts.pane)
+    with ControlClient(server, facts.pane) as client, pytest.raises(ServerGone):
+        client.ask("capture-pane -p")
+
+
+def test_a_control_client_that_somebody_detached_attaches_again(server):
+    facts = start(server, "sh", "-c", "sleep 100")
+    with ControlClient(server, facts.pane) as client:
+        pids = []
+        for number in range(3):
+            assert client.ask("display-message -p %d" % number) == [str(number)]
+            pids.append(client._client.pid)
+            server.run("detach-client", "-s", "main")
+    assert len(set(pids)) == 3 and not [pid for pid in pids if read_process(pid)]
 
 
 def test_keys_reach_a_pane_that_somebody_has_scrolled(server, tmp_path):
