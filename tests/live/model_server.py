@@ -23,6 +23,7 @@ import re
 import select
 import shlex
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -592,6 +593,23 @@ FIXED_REPLIES = (
 )
 
 
+@dataclass(frozen=True)
+class Page:
+    """What a path answers that is no model's: an account's quota, its profile."""
+    status: int = 200
+    body: Any = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+PageAct = Union[Page, Hang, CutStream]
+
+
+def fixed_page(line: str) -> Page:
+    """What a path answers for which no test said anything; `line` is method and path."""
+    known = next((reply for pattern, reply in FIXED_REPLIES if pattern.fullmatch(line)), None)
+    return Page(404) if known is None else Page(200, known)
+
+
 # =============================================================================
 # 8. The server
 # =============================================================================
@@ -606,6 +624,8 @@ class ModelServer:
     def __init__(self, port: int = 0, dump: Optional[Path] = None, talk: bool = False) -> None:
         self.requests: list[Request] = []
         self.reply_headers: dict[str, str] = {}  # sent with every answer, e.g. a protocol's quota headers
+        self.pages: dict[str, PageAct] = {}         # "GET /path", without the query -> what it answers
+        self.hosts: dict[str, ssl.SSLContext] = {}  # "host:443" that we answer for, asked as its proxy
         self.closing = threading.Event()
         self._changed = threading.Condition()
         self._queue: list[tuple[Act, ...]] = []
@@ -745,7 +765,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_CONNECT(self) -> None:
         """We are the CLIs' proxy too, so that nothing gets out and what tried to is known."""
-        self.refuse(Request("", "outside", f"CONNECT {self.path}", {}, b"", time.time()))
+        context = self.server.model.hosts.get(self.path)
+        if context is None:
+            return self.refuse(Request("", "outside", f"CONNECT {self.path}", {}, b"", time.time()))
+        self.close_connection = True
+        self.send_response(200, "Connection established")
+        self.end_headers()
+        try:
+            with context.wrap_socket(self.connection, server_side=True) as secured:
+                _Handler(secured, self.client_address, self.server)  # answers all that comes through it
+        except ssl.SSLError:
+            pass  # it does not trust us, or went away: it says so itself, and asked nothing
 
     def answer_request(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
@@ -773,10 +803,22 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer_other(self, request: Request) -> None:
         line = f"{self.command} {self.path}"
-        known = next((reply for pattern, reply in FIXED_REPLIES if pattern.fullmatch(line)), None)
         self.server.model.take_other(request)
-        self.send_json(404 if known is None else 200, known or {})
-        self.server.model.settle(request, "sent")
+        page = self.server.model.pages.get(line.partition("?")[0]) or fixed_page(line)
+        try:
+            fate = self.send_page(page)
+        except (ClientLeft, ConnectionError, ssl.SSLError):
+            fate, self.close_connection = "left", True
+        self.server.model.settle(request, fate)
+
+    def send_page(self, page: PageAct) -> str:
+        if isinstance(page, Page):
+            self.send_text(page.status, json.dumps(page.body), page.headers)
+            return "sent"
+        while isinstance(page, Hang) and not self.server.model.closing.is_set():
+            self.pause(60)
+        self.cut()
+        return "cut"
 
     def send_json(self, status: int, reply: Mapping[str, Any], headers: Mapping[str, str] = {}) -> None:
         self.send_text(status, json.dumps(reply), headers)
@@ -813,7 +855,8 @@ class _Handler(BaseHTTPRequestHandler):
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self.server.model.closing.is_set():
             readable, _, _ = select.select([self.connection], [], [], CLIENT_CHECK_S)
-            if readable and not self.connection.recv(1, socket.MSG_PEEK):
+            # past TLS, whose recv knows no flags: we only want to know whether anything comes
+            if readable and not socket.socket.recv(self.connection, 1, socket.MSG_PEEK):
                 raise ClientLeft
             if readable:  # a second request on the same connection waits for the first
                 self.server.model.closing.wait(CLIENT_CHECK_S)

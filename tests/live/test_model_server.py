@@ -5,17 +5,21 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import socket
+import ssl
 import subprocess
 import threading
 import time
+from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
 
+from accounts import speak_for
 from leftovers import MARKER, await_gone, kill
 from model_server import (
     CACHED_TOKENS, INPUT_TOKENS, OUTPUT_TOKENS, PROTOCOLS, Answer, CutStream, Error, Hang, LimitReached,
-    ModelServer, Shell, Think, example_of, obey_done_file, pieces_of)
+    ModelServer, Page, Shell, Think, example_of, obey_done_file, pieces_of)
 
 AGENTS = tuple(row.agent for row in PROTOCOLS)
 TOOLS = ("Bash", "exec", "bash", "run_shell_command")  # the shell tool of each
@@ -270,3 +274,46 @@ def test_a_process_of_this_test_that_lives_on_is_found_and_no_other(marker: str)
         for process in (marked, unmarked):
             process.kill()
             process.wait(timeout=5)
+
+
+# =============================================================================
+# Pages, and hosts that are answered for
+# =============================================================================
+
+def test_a_page_answers_what_the_test_said_whatever_the_query() -> None:
+    with ModelServer() as server:
+        server.pages["GET /quota"] = Page(429, {"left": 3}, {"retry-after": "7"})
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+        connection.request("GET", "/quota?of=me")
+        reply = connection.getresponse()
+        assert (reply.status, reply.getheader("retry-after"), json.load(reply)) == (429, "7", {"left": 3})
+
+
+def test_a_proxy_that_speaks_for_a_host_answers_its_pages_and_refuses_all_others(tmp_path: Path) -> None:
+    with ModelServer() as server:
+        certificate = speak_for(server, "quota.example.com", tmp_path)
+        server.pages["GET /quota"] = Page(200, {"left": 3})
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        connection = http.client.HTTPSConnection("127.0.0.1", server.port, timeout=5, context=trusting)
+        connection.set_tunnel("quota.example.com", 443)
+        for _ in range(2):  # over the same connection
+            connection.request("GET", "/quota")
+            assert json.load(connection.getresponse()) == {"left": 3}
+        connection.close()
+        other = http.client.HTTPSConnection("127.0.0.1", server.port, timeout=5, context=trusting)
+        other.set_tunnel("other.example.com", 443)
+        with pytest.raises(OSError, match="403"):
+            other.request("GET", "/quota")
+        assert [request.kind for request in server.requests] == ["other", "other", "outside"]
+
+
+def test_a_page_that_hangs_or_is_cut_answers_nothing() -> None:
+    with ModelServer() as server:
+        server.pages.update({"GET /hang": Hang(), "GET /cut": CutStream("")})
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=0.3)
+        for path, trouble in (("/hang", socket.timeout), ("/cut", http.client.RemoteDisconnected)):
+            connection.request("GET", path)
+            with pytest.raises(trouble):
+                connection.getresponse()
+            connection.close()
+        server.await_that(lambda: [request.fate for request in server.requests] == ["left", "cut"], "ends")
