@@ -472,8 +472,10 @@ def chat_whole(text: str, talk: Conversation, number: int) -> dict[str, Any]:
 
 def chat_limit(resets_at: int) -> tuple[dict[str, str], dict[str, Any]]:
     message = "You exceeded your current quota, please check your plan and billing details."
-    return {}, {"error": {"message": message, "type": "insufficient_quota", "code": "insufficient_quota",
-                          "param": None}}
+    # OpenCode 1.18.33 waits so long and says it: `[retrying in 1h 29m attempt #1]`; without it, 2 s, 4 s, 8 s…
+    headers = {"retry-after": str(max(0, resets_at - int(time.time())))}
+    return headers, {"error": {"message": message, "type": "insufficient_quota", "code": "insufficient_quota",
+                               "param": None}}
 
 
 # =============================================================================
