@@ -361,7 +361,8 @@ _CLAUDE_ASK = ("-p", "--safe-mode", "--no-session-persistence", "--strict-mcp-co
 CLAUDE_QUOTA = Quota(login=("auth", "status"), probes=(
     Probe("get_usage", "claude-get-usage", (*_CLAUDE_ASK, "--input-format", "stream-json",
                                             "--output-format", "stream-json", "--verbose"),
-          send='{"type":"control_request","request_id":"r1","request":{"subtype":"get_usage","skip_behaviors":true}}\n'),
+          send='{"type":"control_request","request_id":"r1","request":'
+               '{"subtype":"get_usage","skip_behaviors":true}}\n'),
     Probe("/usage", "usage-text", (*_CLAUDE_ASK, "/usage")),
 ))
 CODEX_QUOTA = Quota(probes=(   # 0.169.0
@@ -1195,7 +1196,7 @@ def read_limits(node: Node, what: str) -> dict[str, float]:
     rows = node.value.items() if isinstance(node.value, dict) else [("session", node)]
     for name, row in rows:
         if type(row.value) not in (int, float) or not 0 < row.value <= 100:
-            raise yaml_error(row, "%s must be a percentage" % what, "write a number from 1 to 100, or a map: session: 80")
+            raise yaml_error(row, "%s must be a percentage" % what, "write a number from 1 to 100")
     return {str(name): float(row.value) for name, row in rows}
 
 
@@ -1670,12 +1671,12 @@ def find_turn(turns: list[Said], mark: str, base: int) -> Said:
 
 
 NO_WINDOWS = "no windows: it is not logged in with a subscription"
-WINDOW_NAMES = {"five_hour": "session", "seven_day": "week", 300: "session", 10080: "week",
-                # what text calls them, less all but letters and digits
-                "currentsession": "session", "currentweek": "week", "5hlimit": "session", "weeklylimit": "week",
-                "monthlycreditlimit": "month"}
-PERCENT = re.compile(r"(?<![\d.])(\d{1,3}(?:\.\d+)?)\s*%\s*(?:(used|spent|consumed)|left|remaining|available)",
-                     re.IGNORECASE)
+WINDOW_NAMES = {"five_hour": "session", "seven_day": "week", 300: "session", 10080: "week"}
+WINDOW_LABELS = {   # on screens, less all but letters and digits
+    "currentsession": "session", "5hlimit": "session", "currentweek": "week", "weeklylimit": "week",
+    "monthlycreditlimit": "month"}
+PERCENT = re.compile(r"(?i)(?<![\d.])(\d{1,3}(?:\.\d+)?)\s*%\s*"
+                     r"(?:(used|spent|consumed)|left|remaining|available)")
 RESET = re.compile(r"(?i:\breset(?:s|ting)?\b|try again|continuing automatically)|[Rr]esets?(?=[A-Z0-9])")
 SPAN = re.compile(r"(\d+) ?([dhms])(?:ays?|ours?|in(?:ute)?s?|ec(?:ond)?s?)?(?![a-z])")
 SPAN_S = {"d": 86400, "h": 3600, "m": 60, "s": 1}
@@ -1685,12 +1686,13 @@ MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", 
 
 
 def parse_reset(text: str, now: float) -> Optional[float]:
-    """When a limit ends by what stands behind "resets", "try again" and the like: a span (4h17m9s), a time, or
-    a day and a time, in the zone that is named there, else in ours. Seconds since 1970; None when the words
-    say nothing we know. A time without a day is the next one, or one that has just passed."""
+    """When a limit ends, by what stands behind "resets", "try again" and the like: a span (4h17m9s), a time,
+    or a day and a time, in the zone that is named there, else in ours. Seconds since 1970; None when it says
+    nothing we know. A time without a day is the next one, or one that has just passed."""
     import datetime   # 3 ms each, and only where somebody asks for a quota or meets a limit
     import zoneinfo
-    words = "".join(text[found.end():found.end() + 60].split("\n")[0] for found in [RESET.search(text)] if found)
+    found = RESET.search(text)
+    words = text[found.end():found.end() + 60].split("\n")[0] if found else ""
     clock, day, zone = CLOCK.search(words), DAY.search(words), re.search(r"\(([\w+/-]+)\)|\b(UTC)\b", words)
     if not clock:
         spans = SPAN.findall(words)
@@ -1704,7 +1706,8 @@ def parse_reset(text: str, now: float) -> Optional[float]:
             late_s = (now - at.timestamp()) % 86400
             return now - late_s + (86400 if late_s > 1800 else 0)
         year = re.search(r"\b20\d\d\b", words)
-        at = at.replace(int(year[0]) if year else at.year, MONTHS.index(day[1] or day[4]) + 1, int(day[2] or day[3]))
+        at = at.replace(int(year[0]) if year else at.year, MONTHS.index(day[1] or day[4]) + 1,
+                        int(day[2] or day[3]))
         is_next_year = not year and at.timestamp() < now - 180 * 86400
         return at.replace(at.year + is_next_year).timestamp()
     except (ValueError, LookupError, OverflowError):   # no such day, month, hour or zone
@@ -1712,8 +1715,8 @@ def parse_reset(text: str, now: float) -> Optional[float]:
 
 
 def make_window(name: str, used: object, resets: object, now: float) -> Window:
-    """A window from what an agent tells. A number that is no percentage says nothing, nor does that of a period
-    which is over; an account that was overrun shows more than 100."""
+    """A window from what an agent tells. A number that is no percentage says nothing, nor does that of a
+    period which is over; an account that was overrun shows more than 100."""
     import datetime
     if isinstance(resets, str):
         with contextlib.suppress(ValueError):
@@ -1726,7 +1729,8 @@ def make_window(name: str, used: object, resets: object, now: float) -> Window:
 def usage_of(windows: Iterable[Window], unknown: str) -> Usage:
     """What was read, each window once; `unknown` tells why there is nothing when there is nothing."""
     known = tuple({window.name: window for window in windows}.values())
-    return Usage(known) if any(window.used_percent is not None for window in known) else Usage(unknown=unknown)
+    is_known = any(window.used_percent is not None for window in known)
+    return Usage(known) if is_known else Usage(unknown=unknown)
 
 
 def read_json_lines(text: str) -> list[dict[str, Any]]:
@@ -1749,36 +1753,16 @@ def parse_claude_usage(text: str, now: float) -> Optional[Usage]:
         return Usage(unknown=NO_WINDOWS)
     limits, rows = as_map(facts.get("rate_limits")), []
     for key, limit in limits.items():
-        slot = re.match(r"(five_hour|seven_day)(?:_(\w+))?$", key)
-        rows += [(WINDOW_NAMES[slot[1]], slot[2] and slot[2].title(), "utilization", as_map(limit))] if slot else []
-    for limit in limits.get("limits") or ():
-        model = as_map(as_map(as_map(limit).get("scope")).get("model")).get("display_name")
-        rows += [("week", model, "percent", as_map(limit))] if model else []
+        slot = re.match(r"(five_hour|seven_day)_?(\w*)$", key)
+        if slot:
+            rows.append((WINDOW_NAMES[slot[1]], slot[2].title(), "utilization", as_map(limit)))
+    for limit in map(as_map, limits.get("limits") or ()):
+        model = as_map(as_map(limit.get("scope")).get("model")).get("display_name")
+        if model:
+            rows.append(("week", model, "percent", limit))
     windows = (make_window("%s (%s)" % (name, model) if model else name, row[key], row.get("resets_at"), now)
                for name, model, key, row in rows if row.get(key) is not None)
     return usage_of(windows, str(answer.get("error") or "its usage could not be fetched"))
-
-
-def parse_codex_usage(text: str, now: float) -> Optional[Usage]:
-    """The rate limits that Codex tells: its app-server's answers to the requests 2 (limits) and 3 (account), or
-    the last ones of a rollout (0.169.0). None until they are there. A window is known by how long it is: the
-    one of a week has stood in the first slot too."""
-    rows = read_json_lines(text)
-    answers = {row.get("id"): row for row in rows}
-    noted = [as_map(as_map(row.get("payload")).get("rate_limits")) for row in rows]
-    result = as_map(as_map(answers.get(2)).get("result")) or {"rateLimits": next(filter(None, noted[::-1]), {})}
-    if not any(result.values()):
-        return judge_codex_login(answers.get(2, {}), answers.get(3, {}))
-    main, windows = as_map(result["rateLimits"]), []
-    for key, limits in {main.get("limitId"): main, **as_map(result.get("rateLimitsByLimitId"))}.items():
-        owner = "" if key == main.get("limitId") else " (%s)" % (as_map(limits).get("limitName") or key)
-        for row in filter(None, (as_map(as_map(limits).get(slot)) for slot in ("primary", "secondary"))):
-            minutes = row.get("windowDurationMins", row.get("window_minutes"))
-            hours = minutes / 60 if isinstance(minutes, (int, float)) else 0
-            name = WINDOW_NAMES.get(minutes) or ("%g days" % (hours / 24) if hours >= 48 else "%g hours" % hours)
-            windows.append(make_window(name + owner, row.get("usedPercent", row.get("used_percent")),
-                                       row.get("resetsAt", row.get("resets_at")), now))
-    return usage_of(windows, "it told no limits")
 
 
 def judge_codex_login(limits: dict[str, Any], account: dict[str, Any]) -> Optional[Usage]:
@@ -1793,21 +1777,44 @@ def judge_codex_login(limits: dict[str, Any], account: dict[str, Any]) -> Option
     return Usage(unknown=clean_text(words)[:200], has_login=None if kind or not facts else False)
 
 
+def parse_codex_usage(text: str, now: float) -> Optional[Usage]:
+    """The rate limits that Codex tells: its app-server's answers to requests 2 (limits) and 3 (account), or
+    the last ones of a rollout (0.169.0). None until they are there. A window is known by how long it is:
+    that of a week has stood in the first slot too."""
+    rows = read_json_lines(text)
+    answers = {row.get("id"): row for row in rows}
+    noted = [as_map(as_map(row.get("payload")).get("rate_limits")) for row in rows]
+    result = as_map(as_map(answers.get(2)).get("result"))
+    result = result or {"rateLimits": next(filter(None, reversed(noted)), {})}
+    if not any(result.values()):
+        return judge_codex_login(answers.get(2, {}), answers.get(3, {}))
+    ours, windows = as_map(result["rateLimits"]), []
+    for key, limits in {ours.get("limitId"): ours, **as_map(result.get("rateLimitsByLimitId"))}.items():
+        owner = "" if key == ours.get("limitId") else " (%s)" % (as_map(limits).get("limitName") or key)
+        for row in filter(None, (as_map(as_map(limits).get(slot)) for slot in ("primary", "secondary"))):
+            minutes = row.get("windowDurationMins", row.get("window_minutes"))
+            hours = minutes / 60 if isinstance(minutes, (int, float)) else 0
+            span = "%g days" % (hours / 24) if hours >= 48 else "%g hours" % hours
+            used, resets = (row.get(camel, row.get(snake)) for camel, snake in (
+                ("usedPercent", "used_percent"), ("resetsAt", "resets_at")))
+            windows.append(make_window(WINDOW_NAMES.get(minutes, span) + owner, used, resets, now))
+    return usage_of(windows, "it told no limits")
+
+
 def parse_usage_text(text: str, now: float) -> Optional[Usage]:
-    """The windows on a usage screen, or in its text: Claude's `/usage` and Codex's `/status` in each layout that
-    was seen, also with letters lost in a repaint. None while there are none."""
+    """The windows on a usage screen, or in its text: Claude's `/usage` and Codex's `/status` in each layout
+    that was seen, also with letters lost in a repaint. None while there are none."""
     import difflib   # 4 ms
     heads = [found.end() for found in re.finditer(r"(?m)^.*Settings.*Usage.*$", text)]
-    labels = [key for key in WINDOW_NAMES if isinstance(key, str)]
     sections: list[tuple[str, list[str]]] = [("", [])]
     for line in text[heads[-1] if heads else 0:].split("\n"):
         label = re.match(r"[\s│]*([\w ]+?)\s*(?:\(([^)]*)\)|:|$)", line)
         flat = re.sub("[^a-z0-9]", "", label[1].lower()) if label else ""
-        known = difflib.get_close_matches(flat, labels, 1, 0.8)
+        known = difflib.get_close_matches(flat, WINDOW_LABELS, 1, 0.8)
         if known:
             model = re.sub(r"(?i) ?only$", "", label[2] or "")
             is_all = difflib.SequenceMatcher(None, model.replace(" ", ""), "allmodels").ratio() > 0.7
-            sections.append((WINDOW_NAMES[known[0]] + (" (%s)" % model if model and not is_all else ""), []))
+            sections.append((WINDOW_LABELS[known[0]] + (" (%s)" % model if model and not is_all else ""), []))
         if "|" not in line:   # as in a status line: a meter of the context
             sections[-1][1].append(line)
     windows = []
@@ -1894,43 +1901,6 @@ def run_command(*argv: str, timeout_s: float = 10.0, stdin: str = "", env: Optio
         raise Failure("%s: no answer within %g s" % (argv[0], timeout_s),
                       "look whether the machine is overloaded") from error
     return Ran(ran.returncode, decode(ran.stdout), decode(ran.stderr))
-
-
-def converse(argv: tuple[str, ...], send: str, is_answer: Callable[[str], object], *, env: dict[str, str],
-             deadline_s: float, echo: Optional[Tell] = None) -> str:
-    """What a command prints after `send` on its stdin, until `is_answer`, its end or the deadline. Its stdin stays
-    open so long: behind a closed one codex 0.169.0 answers nothing. It runs in an empty folder and a session of
-    its own, and nothing of it is left."""
-    import subprocess
-    import tempfile
-    if echo:
-        echo("+ " + " ".join(shlex.quote(word) for word in argv))
-    with tempfile.TemporaryDirectory(prefix="selftalk-") as folder:
-        path, text = os.path.join(folder, "out"), ""
-        env = {**env, "TMPDIR": folder, "SELFTALK_PROBE": folder}
-        try:
-            with open(path, "wb") as file:
-                asked = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT,
-                                         env=env, cwd=folder, start_new_session=True)
-        except OSError as error:
-            raise Failure("%s: cannot be run: %s" % (argv[0], (error.strerror or "").lower())) from error
-        root = read_process(asked.pid)
-        try:
-            with contextlib.suppress(OSError):   # it may have ended without reading
-                os.write(asked.stdin.fileno(), send.encode())
-            if not send:
-                asked.stdin.close()
-            for _ in until(deadline_s):
-                has_ended, text = asked.poll() is not None, read_file(path) or ""
-                if has_ended or is_answer(text):
-                    break
-            asked.stdin.close()
-            any(asked.poll() is not None for _ in until(2.0))
-        finally:
-            if root:
-                end_processes(lambda: find_tree(root, "SELFTALK_PROBE=" + folder))
-            asked.wait()
-        return text
 
 
 def find_program(name: str, folders: str, base: str) -> str:
@@ -2207,6 +2177,43 @@ def watch_death(pid: int) -> Iterator[Callable[[float], None]]:
     finally:
         for handle in watched:
             os.close(handle)
+
+
+def converse(argv: tuple[str, ...], send: str, is_answer: Callable[[str], object], *, env: dict[str, str],
+             deadline_s: float, echo: Optional[Tell] = None) -> str:
+    """What a command prints after `send` on its stdin, until `is_answer`, its end or the deadline. Its stdin
+    stays open so long: behind a closed one codex 0.169.0 answers nothing. It runs in an empty folder and a
+    session of its own, and nothing of it is left."""
+    import subprocess
+    import tempfile
+    if echo:
+        echo("+ " + " ".join(shlex.quote(word) for word in argv))
+    with tempfile.TemporaryDirectory(prefix="selftalk-") as folder:
+        path, text = os.path.join(folder, "out"), ""
+        env = {**env, "TMPDIR": folder, "SELFTALK_PROBE": folder}
+        try:
+            with open(path, "wb") as file:
+                asked = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT,
+                                         env=env, cwd=folder, start_new_session=True)
+        except OSError as error:
+            raise Failure("%s: cannot be run: %s" % (argv[0], (error.strerror or "").lower())) from error
+        root = read_process(asked.pid)
+        try:
+            with contextlib.suppress(OSError):   # it may have ended without reading
+                os.write(asked.stdin.fileno(), send.encode())
+            if not send:
+                asked.stdin.close()
+            for _ in until(deadline_s):
+                has_ended, text = asked.poll() is not None, read_file(path) or ""
+                if has_ended or is_answer(text):
+                    break
+            asked.stdin.close()
+            any(asked.poll() is not None for _ in until(2.0))
+        finally:
+            if root:
+                end_processes(lambda: find_tree(root, "SELFTALK_PROBE=" + folder))
+            asked.wait()
+        return text
 
 
 # =============================================================================
@@ -3320,10 +3327,12 @@ def kept_usage(path: str) -> Iterator[Usage]:
 def keep_usage(path: str, usage: Usage) -> None:
     """Writes down what is known of an account; within `kept_usage`."""
     facts = usage._asdict()
-    write_file(path, json.dumps({"format": USAGE_FORMAT, "windows": facts.pop("windows"), "usage": facts}) + "\n")
+    kept = {"format": USAGE_FORMAT, "windows": facts.pop("windows"), "usage": facts}
+    write_file(path, json.dumps(kept) + "\n")
 
 
-def ask_probe(probe: Probe, profile: Profile, env: dict[str, str], program: str, echo: Optional[Tell]) -> Usage:
+def ask_probe(probe: Probe, profile: Profile, env: dict[str, str], program: str,
+              echo: Optional[Tell]) -> Usage:
     """What one of an agent's sources says."""
     import glob
     parse, read_at = functools.partial(USAGE_FORMATS[probe.format], now=time.time()), time.time()
@@ -3403,14 +3412,25 @@ def describe_usage(usage: Usage, limits: dict[str, float], now: float) -> str:
     known = [window for window in usage.windows if window.used_percent is not None]
     if not known:
         return "inconclusive: %s" % (usage.unknown or "nothing is known")
+    name, used, _ = known[0]
     age = "" if now - usage.read_at < CACHE_S else ", read %d min ago" % ((now - usage.read_at) / 60)
-    return "%s at %.0f%% (limit %g%%%s)" % (known[0].name, known[0].used_percent or 0, limits.get(known[0].name, 100), age)
+    return "%s at %.0f%% (limit %g%%%s)" % (name, used, limits.get(name, 100), age)
 
 
-def choose_route(chain: Iterable[Profile], read: Callable[[Profile], Usage],
-                 limits: Callable[[Profile], dict[str, float]], now: float) -> Route:
-    """The first of a chain that is there and may be used: the preferred one below its limits, another one unless
-    it is used up. When all are used up the first of them does it. `Missing` when none can."""
+def read_account(profile: Profile, base: dict[str, str], *, is_fresh: bool = False,
+                 echo: Optional[Tell] = None) -> Usage:
+    """The usage of the account that a profile would run on now. `Missing` when its agent is not installed."""
+    env = compose_env(profile, base, os.getuid() == 0)
+    program = find_program(profile.command, env.get("PATH", os.defpath), os.getcwd())
+    if not program:
+        raise Missing("%s is not installed" % profile.name, profile.agent.install)
+    return read_usage(profile, env, state_folder(base), program, is_fresh=is_fresh, echo=echo)
+
+
+def choose_route(chain: Iterable[Profile], read: Callable[[Profile], Usage], limits: dict[str, float],
+                 now: float) -> Route:
+    """The first of a chain that is there and may be used: the preferred one below its limits, another one
+    unless it is used up. When all are used up the first of them does it. `Missing` when none can."""
     notes, spared, asked = [], None, None
     for place, profile in enumerate(chain):
         try:
@@ -3421,13 +3441,14 @@ def choose_route(chain: Iterable[Profile], read: Callable[[Profile], Usage],
         if usage.has_login is False:
             notes.append("%s is not logged in" % profile.name)
             continue
-        asked, bounds = asked or usage, limits(profile) if not place else {}
+        asked, bounds = asked or usage, {} if place else limits
         reason = find_reason(usage, bounds, now)
         if not reason:
             is_unknown = all(window.used_percent is None for window in usage.windows)
             if not place or not notes:
                 notes.append("%s %s" % (profile.name, describe_usage(usage, bounds, now)))
-            return Route(profile, "%s -> %s" % ("; ".join(notes), profile.name), asked, not place and is_unknown)
+            reason = "%s -> %s" % ("; ".join(notes), profile.name)
+            return Route(profile, reason, asked, not place and is_unknown)
         notes.append("%s %s" % (profile.name, reason))
         spared = spared or profile
     if not spared:
@@ -3437,17 +3458,12 @@ def choose_route(chain: Iterable[Profile], read: Callable[[Profile], Usage],
 
 
 def find_route(names: Iterable[str], config: Config, base: dict[str, str], *, is_fresh: bool = False,
-               echo: Optional[Tell] = None) -> Route:
-    """Who of these profiles does the work. The first one is preferred, and the config says up to where."""
-    def read(profile: Profile) -> Usage:
-        env = compose_env(profile, base, os.getuid() == 0)
-        program = find_program(profile.command, env.get("PATH", os.defpath), os.getcwd())
-        if not program:
-            raise Missing("%s is not installed" % profile.name)
-        return read_usage(profile, env, state_folder(base), program, is_fresh=is_fresh, echo=echo)
-
+               limits: Optional[dict[str, float]] = None, echo: Optional[Tell] = None) -> Route:
+    """Who of these profiles does the work. The first one is preferred, up to the limits of the config, or to
+    `limits`."""
     chain = [find_target(config, name) for name in dict.fromkeys(names)]
-    return choose_route(chain, read, functools.partial(find_limits, config), time.time())
+    read = functools.partial(read_account, base=base, is_fresh=is_fresh, echo=echo)
+    return choose_route(chain, read, find_limits(config, chain[0]) if limits is None else limits, time.time())
 
 
 # =============================================================================
@@ -3459,6 +3475,8 @@ HEARTBEAT_S = 60.0
 STALL_S = 600.0
 UNKNOWN_PROMPT_S = 5.0   # a screen that waits so long is believed against a record without our prompt
 TROUBLES = ("failed", "limited", "login")   # states that end a turn without an answer
+RESET_GRACE_S = 5.0      # clocks differ
+GO_ON = "The usage limit is over: go on with what you were asked."
 KEPT = {"began": bool, "trace": str, "moved_s": float, "face": str, "stirred_s": float}   # from wait to wait
 
 
@@ -3476,7 +3494,7 @@ class Request(NamedTuple):
     stall_s: float = STALL_S
     max_depth: int = 0
     chain: tuple[str, ...] = ()  # the profiles that take the work over, one after the other, at a limit
-    took_over: int = 0           # the run whose work this one goes on with
+    took_over: Optional[dict[str, Any]] = None   # the run whose work this one goes on with
     wait_for_reset: bool = False
 
 
@@ -3493,6 +3511,19 @@ class Progress(NamedTuple):
     answered: tuple[str, ...] = ()     # the dialogs that keys were pressed for
     next_look_s: float = 0.0
     beat_s: float = HEARTBEAT_S        # when the next heartbeat is due
+
+
+class Means(NamedTuple):
+    """What it takes to start another agent while waiting for one."""
+
+    config: Callable[[], Config]   # read only when it is needed: waiting works without
+    base: dict[str, str]
+    tell: Tell
+    echo: Optional[Tell] = None
+
+    def find_profile(self, run: Run) -> Callable[[], Profile]:
+        """Finds the profile that a run was started with."""
+        return lambda: find_target(self.config(), run.facts["profile"])
 
 
 def prepare_launch(request: Request, base: dict[str, str], depth: int) -> Launch:
@@ -3555,6 +3586,13 @@ def write_first_turn(run: Run, request: Request, launch: Launch) -> None:
     write_turn(run, prompt=request.prompt, outcome=None, **turn._asdict())
     if agent.record and agent.record.has_log:
         write_file(run.path("stderr.log"), "")   # by us, so that only we can read it
+
+
+def read_commit(folder: str) -> str:
+    """The commit that is checked out there; "" outside a repository, or without git."""
+    with contextlib.suppress(Missing):
+        return run_command("git", "-C", folder, "rev-parse", "HEAD").out.strip()
+    return ""
 
 
 def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = None) -> Run:
@@ -3740,7 +3778,8 @@ def write_ending(run: Run, ending: Ending) -> None:
     now = time.time()
     write_file(run.path("turns/%d.md" % run.facts["turn"]), ending.answer)
     write_turn(run, outcome=ending.outcome, what=ending.what, fix=ending.fix, source=ending.source,
-               said=ending.said.text, resets_at=ending.resets_at, model=ending.said.model, tokens=ending.said.tokens, options=list(ending.options),
+               said=ending.said.text, resets_at=ending.resets_at, options=list(ending.options),
+               model=ending.said.model, tokens=ending.said.tokens,
                ended_at=round(now, 3), seconds=round(now - run.facts["asked_at"], 3))
 
 
@@ -3978,52 +4017,100 @@ def await_run(run: Run, wait_s: float, tell: Tell, echo: Optional[Tell] = None) 
 HANDED_OVER = """%s
 
 ---
-Another agent (%s) was given this task, and its account reached a usage limit before it was done. Go on where it
-stopped: look at what is there, keep what is right, and do not begin anew.
+Another agent (%s) was given this task, and its account reached a usage limit before it was done. Go on where
+it stopped: look at what is there, keep what is right, and do not begin anew.
 """
 
 
-def read_commit(folder: str) -> str:
-    """The commit that is checked out there; "" outside a repository, or without git."""
-    with contextlib.suppress(Missing):
-        return run_command("git", "-C", folder, "rev-parse", "HEAD").stdout.strip()
-    return ""
-
-
 def handed_over(run: Run, said: str) -> str:
-    """The prompt for the agent that takes over: what was asked, what the first one said, and what it changed."""
+    """The prompt for who takes over: what was asked, what the first one said, and what it changed."""
     text = HANDED_OVER % (read_turn(run).get("prompt") or "", run.facts["profile"])
     text += "\nThe last it said:\n\n%s\n" % said if said else ""
     git = ("git", "-C", run.facts["workspace"])
     if not run.facts["commit"]:
         return text
-    changes = run_command(*git, "diff", run.facts["commit"]).stdout + run_command(*git, "status", "--short").stdout
+    changes = "".join(run_command(*git, *words).out for words in (
+        ("diff", run.facts["commit"]), ("status", "--short")))
     if len(changes) > 50_000:
         write_file(run.path("changes.diff"), changes)
         changes = "%d lines: read %s" % (changes.count("\n"), run.path("changes.diff"))
     return text + "\nWhat git shows since it began (some of it may have been there before):\n\n%s\n" % changes
 
 
-def move_on(run: Run, ending: Ending, find_next: Callable[[tuple[str, ...]], Route], base: dict[str, str],
-            tell: Tell, echo: Optional[Tell]) -> Run:
-    """Gives the work of a run that cannot go on to the next of its chain, once; the run that goes on."""
+def move_on(run: Run, ending: Ending, means: Means) -> Optional[Run]:
+    """Gives the work of a run that cannot go on to the next of its chain, once: the run that goes on, or None
+    when nobody is left. What still runs of it is ended: some go on by themselves later (claude 2.1.329)."""
     facts, state = run.facts, os.path.dirname(os.path.dirname(run.folder))
     with run.locked("moving"):
         moved_to = read_turn(run).get("moved_to")
-        if moved_to:
-            return read_run(state, moved_to)
-        route = find_next(tuple(facts["chain"]))
-        attempt(lambda: stop_run(run, echo))   # some go on by themselves after the reset (claude 2.1.329)
-        names = list(facts["chain"])
-        request = Request(route.profile, handed_over(run, ending.said.text), facts["workspace"], facts["form"],
-                          place=facts["place"], keep=facts["keep"], max_time_s=facts["max_time_s"],
-                          stall_s=facts["stall_s"], chain=tuple(names[names.index(route.profile.name) + 1:]),
-                          took_over=run.id, wait_for_reset=facts["wait_for_reset"])
-        new = start_run(request, base, echo)
-        tell("run %d: %s CANNOT GO ON: %s; %s TAKES OVER as run %d (%s)" % (
-            run.id, facts["profile"], ending.what, route.profile.name, new.id, route.reason))
+        names = tuple(facts.get("chain") or ())
+        if moved_to or not names:
+            return find_run(state, str(moved_to)) if moved_to else None
+        try:
+            route = find_route(names, means.config(), means.base, echo=means.echo, limits={})
+        except Missing as missing:
+            means.tell("run %d: %s" % (run.id, missing.what))
+            return None
+        if route.is_used_up:
+            means.tell("run %d: nobody takes over: %s" % (run.id, route.reason))
+            return None
+        attempt(lambda: stop_run(run, means.echo))
+        taken = {"id": run.id, "profile": facts["profile"], "outcome": ending.outcome}
+        new = start_run(Request(
+            route.profile, handed_over(run, ending.said.text), facts["workspace"], facts["form"],
+            place="session" if facts["place"] == "session" else "", keep=facts["keep"],
+            max_time_s=facts["max_time_s"], stall_s=facts["stall_s"],
+            chain=names[names.index(route.profile.name) + 1:], took_over=taken,
+            wait_for_reset=facts["wait_for_reset"]), means.base, means.echo)
         write_turn(run, moved_to=new.id)
+    means.tell("run %d: %s CANNOT GO ON: %s" % (run.id, facts["profile"], ending.what))
+    means.tell("run %d: %s TAKES OVER (%s)" % (new.id, route.profile.name, route.reason))
     return new
+
+
+def await_reset(run: Run, resets_at: float, wait_s: float, tell: Tell) -> bool:
+    """Sleeps until a limit is over; whether it is."""
+    beat_s, ends_at = 0.0, max(resets_at, time.time()) + RESET_GRACE_S
+    for waited_s in until(wait_s, longest_s=2.0):
+        if time.time() >= ends_at:
+            return True
+        if waited_s >= beat_s:   # hosts take silence for a hang
+            beat_s = waited_s + HEARTBEAT_S
+            tell("run %d: limited until %s: waiting" % (run.id, clock_text(resets_at, time.time())))
+    return False
+
+
+def next_request(run: Run, prompt: str, max_time_s: float = 0.0, stall_s: float = STALL_S) -> Request:
+    """What is wanted of a run in its next turn."""
+    agent, facts = AGENTS[run.facts["agent"]], run.facts
+    return Request(Profile(facts["profile"], agent.command, agent), prompt, facts["workspace"], facts["form"],
+                   tuple(facts["extra_args"]), max_time_s=max_time_s, stall_s=stall_s)
+
+
+def see_through(run: Run, wait_s: float, means: Means) -> tuple[Run, Ending]:
+    """Waits for the answer to what a run was asked, wherever it moves: at a limit to the next of its chain,
+    or over the reset when it was asked to wait for that. The run that ended, and how."""
+    end_s = time.monotonic() + wait_s
+    while True:
+        left_s = max(0.0, end_s - time.monotonic())
+        ending = await_run(run, left_s, means.tell, means.echo)
+        if ending.outcome == "limited" and run.facts.get("wait_for_reset") and ending.resets_at:
+            if not await_reset(run, ending.resets_at, left_s, means.tell):
+                words = "the wait of %g s is over; its limit ends %s" % (
+                    wait_s, clock_text(ending.resets_at, time.time()))
+                return run, Ending("running", words, own_command("wait %d" % run.id))
+            number = run.facts["turn"]
+            try:
+                send_prompt(run, next_request(run, GO_ON), means.find_profile(run), means.base, means.echo)
+            except Unusable:   # it cannot be taken up again, or somebody else has just done so
+                run.reload()
+                if run.facts["turn"] == number:
+                    raise
+            continue
+        moved = move_on(run, ending, means) if ending.outcome in ("limited", "login") else None
+        if not moved:
+            return run, ending
+        run = moved
 
 
 def answer_question(run: Run, choice: str, echo: Optional[Tell] = None) -> str:
@@ -4158,6 +4245,9 @@ def ending_lines(run: Run, ending: Ending) -> list[str]:
     if ending.outcome == "answered":
         source = {"screen": "its screen"}.get(ending.source, ending.source)
         head += " after %.1f s, from %s" % (read_turn(run).get("seconds") or 0.0, source)
+        if run.facts.get("took_over"):
+            names = run.facts["profile"], run.facts["took_over"]["profile"]
+            head += ", by %s, which took over from %s" % names
         return [head + ("; " + ending.what if ending.what else "") + stays]
     if ending.outcome == "ready":
         return [head + stays]
@@ -4172,7 +4262,7 @@ def run_object(run: Run) -> dict[str, Any]:
     return {"id": run.id, "folder": run.folder, "watch": watch_command(facts) if "pane" in facts else None,
             **{key: facts.get(key) for key in ("profile", "agent", "form", "place", "workspace", "state",
                                                "outcome", "turn", "session_id", "parent", "depth",
-                                               "started_at", "ended_at", "exit_status")}}
+                                               "started_at", "ended_at", "exit_status", "took_over")}}
 
 
 def result_object(run: Run, ending: Ending) -> dict[str, Any]:
@@ -4180,7 +4270,8 @@ def result_object(run: Run, ending: Ending) -> dict[str, Any]:
     return {**run_object(run), "outcome": ending.outcome, "answer": ending.answer,
             "source": ending.source or None, "what": ending.what or None, "fix": ending.fix or None,
             "model": ending.said.model or None, "tokens": ending.said.tokens,
-            "options": list(ending.options), "seconds": read_turn(run).get("seconds")}
+            "options": list(ending.options), "seconds": read_turn(run).get("seconds"),
+            "resets_at": ending.resets_at}
 
 
 def failure_object(failure: Failure) -> dict[str, Any]:
@@ -4213,6 +4304,40 @@ def run_line(run: Run, now: float, level: int = 0) -> str:
     outcome = facts["outcome"] or facts["state"]
     workspace = clean_text(facts["workspace"]).replace("\n", "?")
     return "%s%4d  %-9s %-16s %8s  %s" % ("    " * level, run.id, outcome, facts["profile"], age, workspace)
+
+
+def usage_object(name: str, usage: Usage, now: float) -> dict[str, Any]:
+    """The quota of an agent's account as --json shows it."""
+    return {"agent": name, "windows": [window._asdict() for window in usage.windows],
+            "source": usage.source or None, "unknown": usage.unknown or None, "has_login": usage.has_login,
+            "age_s": round(now - usage.read_at, 1) if usage.read_at else None,
+            "limited_until": usage.limited_until or None}
+
+
+def route_object(route: Route, now: float) -> dict[str, Any]:
+    """A decision as --json shows it; windows, source and age are those of the preferred agent."""
+    facts = usage_object(route.profile.agent.name, route.usage, now)
+    return {**{key: facts[key] for key in ("agent", "windows", "source", "age_s")},
+            "profile": route.profile.name, "reason": route.reason, "inconclusive": route.is_inconclusive}
+
+
+def usage_lines(name: str, usage: Usage, now: float, has_bars: bool) -> list[str]:
+    """The quota of an agent's account for a person."""
+    lines = []
+    for window in usage.windows:
+        used, resets = window.used_percent, ""
+        if window.resets_at:
+            hours, minutes = divmod(max(0, int(window.resets_at - now)) // 60, 60)
+            resets = "resets %s (in %d h %02d min)" % (clock_text(window.resets_at, now), hours, minutes)
+        bar = "[%-20s] " % ("█" * round((used or 0) / 5)) if has_bars else ""
+        percent = "  ?  " if used is None else "%4.0f%%" % used
+        lines.append("%-10s %-16s %s%s  %s" % (name, window.name, bar, percent, resets))
+    if usage.windows:
+        lines.append("%-10s %-16s %d s ago, by %s" % (name, "read", now - usage.read_at, usage.source))
+    if usage.limited_until:
+        until_at = clock_text(usage.limited_until, now)
+        lines.append("%-10s %-16s until %s, met by a run" % (name, "limited", until_at))
+    return lines + ["%-10s %-16s %s" % (name, "unknown", usage.unknown)] * bool(usage.unknown)
 
 
 def order_tree(runs: list[Run]) -> list[tuple[int, Run]]:
@@ -4339,7 +4464,7 @@ def find_prompt(args: "argparse.Namespace") -> str:
         with using_file(path, "read", "check its name and its permissions"), open(path, "rb") as file:
             return check_prompt(file.read(LARGEST_PROMPT_BYTES + 1), path)
     data = read_stdin()
-    if not data and not getattr(args, "talk", None):
+    if not data and not getattr(args, "is_talk", False):
         raise Unusable("no prompt", "add it as words, as -f FILE, or on stdin")
     return check_prompt(data, "stdin") if data else ""
 
@@ -4408,38 +4533,53 @@ def show_ending(args: "argparse.Namespace", run: Run, ending: Ending) -> int:
     return OUTCOMES[ending.outcome][0]
 
 
+def means_of(args: "argparse.Namespace") -> Means:
+    """What a wait may need to go on with another agent."""
+    args.config = getattr(args, "config", "")
+    return Means(lambda: load_config(args), dict(os.environ), args.tell, args.echo)
+
+
 def show_answer(args: "argparse.Namespace", run: Run, *lines: str) -> int:
     """Tells `lines`, waits until the turn of a run has ended, and prints how; the exit code."""
     with named_interrupt(run):
         for line in lines:
             args.tell(line)
-        return show_ending(args, run, await_run(run, args.wait, args.tell, args.echo))
+        return show_ending(args, *see_through(run, args.wait, means_of(args)))
 
 
-def choose_profile(args: "argparse.Namespace", config: Config) -> Profile:
-    """The profile that was asked for: a letter means the config's profile of that agent's name, if there is
-    one, else what is built in."""
-    if args.smart_route:
-        raise Unusable("-e: this version does not choose by quota", "leave it out")
-    if not args.talk:
-        return find_profile(config, args.profile)
-    if args.profile or args.verb_given or len(set(args.talk)) > 1:
+def choose_chain(args: "argparse.Namespace", config: Config) -> tuple[str, ...]:
+    """The profiles that may do the work, the preferred one first; only one without -e or --failover."""
+    targets, chain = tuple(dict.fromkeys(args.talk or ())), config.smart_route.chain
+    is_open = args.smart_route or args.failover
+    if args.talk and (args.profile or args.verb_given) or len(targets) > 1 and not is_open:
         raise Unusable("more than one target: a letter chooses an agent, -p or `run` a profile",
-                       "keep one of them")
-    return find_profile(config if args.talk[0] in config.profiles else built_in_config(), args.talk[0])
+                       "keep one of them, or add -e: the first by its quota, then the next")
+    if not targets and (args.profile or not args.smart_route):
+        targets = (find_profile(config, args.profile).name,)
+    return tuple(dict.fromkeys(targets + chain if len(targets) < 2 else targets)) if is_open else targets
 
 
 def cmd_run(args: "argparse.Namespace") -> int:
     """Starts a worker on a task, or a talk, and waits for its answer."""
-    config = load_config(args)
-    profile, prompt = choose_profile(args, config), find_prompt(args)
-    is_neutral = args.talk and not (args.cwd or args.here)
+    config, base = load_config(args), dict(os.environ)
+    args.is_talk = bool(args.talk) or args.smart_route and not (args.profile or args.verb_given)
+    chain = choose_chain(args, config)
+    prompt = "" if args.dry_run else find_prompt(args)
+    is_neutral = args.is_talk and not (args.cwd or args.here)
     workspace = make_scratch(SCRATCH) if is_neutral else resolve_workspace(args.cwd or current_folder())
-    form, place = ("talk", args.place or "session") if args.talk else ("task", args.place)
-    keep = args.keep or bool(args.talk) and not args.once
-    request = Request(profile, prompt, workspace, form, tuple(args.arg), place, keep, args.max_time,
-                      args.stall, config.max_depth)
-    run = start_run(request, dict(os.environ), args.echo)
+    if args.smart_route:
+        limits = {**find_limits(config, find_target(config, chain[0])), **dict(args.threshold)}
+        route = find_route(chain, config, base, is_fresh=args.fresh, limits=limits, echo=args.echo)
+        if args.dry_run:
+            return show(args, lambda: route_object(route, time.time()), ["smart-route: " + route.reason])
+        args.tell("smart-route: " + route.reason)
+        chain = chain[chain.index(route.profile.name):]
+    form, place = ("talk", args.place or "session") if args.is_talk else ("task", args.place)
+    keep = args.keep or args.is_talk and not args.once
+    request = Request(find_target(config, chain[0]), prompt, workspace, form, tuple(args.arg), place, keep,
+                      args.max_time, args.stall, config.max_depth, chain[1:],
+                      wait_for_reset=args.wait_for_reset)
+    run = start_run(request, base, args.echo)
     lines = [started_line(run)]
     if args.place == "pane" and run.facts["place"] != "pane":
         lines.append("run %d: no room for a pane here: it is in a session" % run.id)
@@ -4449,16 +4589,9 @@ def cmd_run(args: "argparse.Namespace") -> int:
 def cmd_send(args: "argparse.Namespace") -> int:
     """Gives a run its next prompt and waits for the answer."""
     run = find_run(args.state, args.id)
-    agent, name = AGENTS[run.facts["agent"]], run.facts["profile"]
-
-    def find_its_profile() -> Profile:
-        config = load_config(args)
-        return find_profile(config if name in config.profiles else built_in_config(), name)
-
-    request = Request(Profile(name, agent.command, agent), find_prompt(args), run.facts["workspace"],
-                      run.facts["form"], tuple(run.facts["extra_args"]), max_time_s=args.max_time,
-                      stall_s=args.stall)
-    send_prompt(run, request, find_its_profile, dict(os.environ), args.echo)
+    means = means_of(args)
+    request = next_request(run, find_prompt(args), args.max_time, args.stall)
+    send_prompt(run, request, means.find_profile(run), means.base, args.echo)
     return show_answer(args, run, started_line(run, "asked"))
 
 
@@ -4500,6 +4633,21 @@ def cmd_explain(args: "argparse.Namespace") -> int:
         raise Unusable("--agent: %s" % ("`%s` is not known" % name if name else "whose screen is it?"), known)
     verdict = judge_screen(screen, AGENTS[name].pane.rules, AGENTS[name].pane.marks)
     return show(args, lambda: verdict_object(verdict), [verdict_line(verdict)])
+
+
+def cmd_usage(args: "argparse.Namespace") -> int:
+    """Shows what is left of each agent's account."""
+    config, rows = load_config(args), []
+    for name in args.agents or built_in_config().profiles:
+        try:
+            profile = find_target(config, name)
+            rows.append((name, read_account(profile, dict(os.environ), is_fresh=args.fresh, echo=args.echo)))
+        except Missing:
+            if args.agents:
+                raise
+    now = time.time()
+    return show(args, lambda: [usage_object(name, usage, now) for name, usage in rows],
+                (line for name, usage in rows for line in usage_lines(name, usage, now, os.isatty(1))))
 
 
 def cmd_wait(args: "argparse.Namespace") -> int:
@@ -4569,6 +4717,15 @@ def parse_seconds(text: str) -> float:
     return number
 
 
+def parse_limit(text: str) -> tuple[str, float]:
+    """A percentage of the session window, or of another one, for argparse: 70, or week=90."""
+    import argparse
+    name, _, number = text.rpartition("=")
+    if not re.fullmatch(r"[0-9]{1,3}(?:\.[0-9]+)?", number) or not 0 < float(number) <= 100:
+        raise argparse.ArgumentTypeError("`%s` is no percentage: write 70, or week=90" % text)
+    return name or "session", float(number)
+
+
 COMMON = (   # of all verbs
     Arg("--json",       "", "one JSON value on stdout"),
     Arg("-q --quiet",   "", "no talk on stderr",
@@ -4589,7 +4746,13 @@ PROMPT = (
 TASK = PROMPT + tuple(
     Arg("-" + row.flag, "", "talk to %s" % row.name, dict(dest="talk", action="append_const", const=row.name))
     for row in AGENT_ROWS if row.flag) + (
-    Arg("-e --smart-route", "",     ""),
+    Arg("-e --smart-route", "",     "choose by the quota that is left"),
+    Arg("--threshold", "P", "spare an agent from so many percent on; or week=P",
+        dict(type=parse_limit, action="append", default=[])),
+    Arg("--failover",       "",     "at a usage limit the next agent takes over, as with -e"),
+    Arg("--wait-for-reset", "",     "at a usage limit wait for its end, and go on"),
+    Arg("--dry-run",        "",     "with -e: only say who would do it"),
+    Arg("--fresh",          "",     "with -e: read the quota anew"),
     Arg("-p --profile",     "NAME", "the profile to use for a task", dict(default="")),
     Arg("--here",           "",     "a talk works in the current folder"),
     Arg("--cwd",            "DIR",  "where the agent works", dict(default="")),
@@ -4599,6 +4762,8 @@ TASK = PROMPT + tuple(
     Arg("--keep",           "",     "leave the worker alive when it is done"),
     Arg("--arg",            "ARG",  "one more argument for the agent", dict(action="append", default=[])),
 )
+USAGE = (Arg("agents", "AGENT", "an agent or profile; else all that are installed", dict(nargs="*")),
+         Arg("--fresh", "", "read it anew, however new it is"))
 ID = (Arg("id", "ID", "a run's number, or last"),)
 IDS = (Arg("ids", "ID", "runs' numbers, or last", dict(nargs="+")),)
 CHOICE = (Arg("choice", "CHOICE", "a label, its beginning, or 1"),)
@@ -4614,18 +4779,20 @@ COMMANDS = {
     "answer":   Verb(cmd_answer,   "answer an agent's question with one of its options", ID + CHOICE + WAIT),
     "interrupt": Verb(cmd_interrupt, "end the turn of a run; the agent of a talk stays", ID),
     "explain":  Verb(cmd_explain,  "say what a screen means, and by which rule", SCREEN),
+    "usage":    Verb(cmd_usage,    "show how much quota is left", USAGE + CONFIG),
     "stop":     Verb(cmd_stop,     "end runs", IDS),
     "list":     Verb(cmd_list,     "show the runs", TREE),
     "profiles": Verb(cmd_profiles, "show the profiles", CONFIG),
     "demo":     Verb(cmd_demo,     "see the whole cycle with a built-in worker, no account needed", WORKER),
 }
 
-COMING_VERBS = ("show", "result", "screen", "log", "attach", "prune", "usage", "doctor", "install-skill",
+COMING_VERBS = ("show", "result", "screen", "log", "attach", "prune", "doctor", "install-skill",
                 "skill", "monitor", "trust", "diff", "merge")
 
 HELP = """selftalk %s: hand a prompt to another coding agent and get its answer back.
 
   selftalk.py -c "prompt"              talk to an agent (-c, -g, -x)
+  selftalk.py -c -e -g "prompt"        prefer the first one, by its quota
   selftalk.py run -p NAME < plan.md    hand a task to a profile
 
 %s
