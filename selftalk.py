@@ -554,7 +554,7 @@ OPENCODE_RULES = (
         r"^  ┃  .*\benter (?:submit|confirm|toggle)\b", r"^  ┃  .*\besc dismiss\b")),
 
     Rule("busy-retry", "busy", "below:edge", seen="1.18.33", needs=(   # in 80 columns the bar paints over it
-        r"\[retrying in .*|\bretrying in \d+\w* attempt #",)),
+        r"\[retrying in .*|\bretrying in [\dhms ]+ attempt #",)),
     Rule("busy-words", "busy", "below:edge", (r"\besc (?:again to )?interrupt\b",), seen="1.18.33"),
     Rule("busy-bar", "busy", "below:edge", (r"^ +[⬝■]{4,}",), seen="1.18.33"),
 
@@ -1677,7 +1677,8 @@ WINDOW_LABELS = {   # on screens, less all but letters and digits
     "monthlycreditlimit": "month"}
 PERCENT = re.compile(r"(?i)(?<![\d.])(\d{1,3}(?:\.\d+)?)\s*%\s*"
                      r"(?:(used|spent|consumed)|left|remaining|available)")
-RESET = re.compile(r"(?i:\breset(?:s|ting)?\b|try again|continuing automatically)|[Rr]esets?(?=[A-Z0-9])")
+RESET = re.compile(r"(?i:\breset(?:s|ting)?\b|try again|retrying|continuing automatically)"
+                   r"|[Rr]esets?(?=[A-Z0-9])")
 SPAN = re.compile(r"(\d+) ?([dhms])(?:ays?|ours?|in(?:ute)?s?|ec(?:ond)?s?)?(?![a-z])")
 SPAN_S = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 CLOCK = re.compile(r"\b(\d{1,2})(?:[:.](\d\d))? ?([ap])m\b|\b(\d{1,2})[:.](\d\d)\b", re.IGNORECASE)
@@ -1701,7 +1702,7 @@ def parse_reset(text: str, now: float) -> Optional[float]:
     try:
         today = datetime.datetime.fromtimestamp(now, zoneinfo.ZoneInfo(zone[1] or zone[2]) if zone else None)
         at = today.replace(hour=hour % 12 + 12 * (clock[3] in "pP") if clock[3] else hour, minute=minute,
-                           second=0, microsecond=0)
+                           second=59, microsecond=0)   # what is told to the minute may last to its end
         if not day:
             late_s = (now - at.timestamp()) % 86400
             return now - late_s + (86400 if late_s > 1800 else 0)
@@ -3883,16 +3884,18 @@ def is_kept(run: Run, outcome: str) -> bool:
 
 def keep_ending(worker: Worker, ending: Ending) -> None:
     """Writes down how a turn ended, with the last screen."""
-    run, screen = worker.run, worker.capture()
-    if ending.outcome == "limited":
-        texts = (ending.what, ending.said.error, "\n".join(screen.text.split("\n")[-20:]))
-        resets = (parse_reset(text, time.time()) for text in texts)
-        ending = ending._replace(resets_at=next(filter(None, resets), None))
-        note_limit(run.facts["usage_file"], ending.resets_at)
+    run = worker.run
     write_ending(run, ending)
-    write_file(run.path("screen.txt"), clean_text(screen.text).rstrip() + "\n")
+    write_file(run.path("screen.txt"), clean_text(worker.capture().text).rstrip() + "\n")
     run.log(ending.outcome, source=ending.source, what=ending.what)
     run.update(outcome=ending.outcome, session_id=worker.record.session)
+
+
+def find_reset(worker: Worker, ending: Ending) -> Optional[float]:
+    """When a limit ends, by the words of the agent, else by the bottom of its screen."""
+    bottom = "\n".join(worker.capture().text.rstrip().split("\n")[-20:])
+    texts = (ending.what, ending.said.error, bottom)
+    return next(filter(None, (parse_reset(text, time.time()) for text in texts)), None)
 
 
 def finish_turn(worker: Worker, ending: Ending) -> Ending:
@@ -3907,7 +3910,11 @@ def finish_turn(worker: Worker, ending: Ending) -> Ending:
         if ending.source in ("transcript", "screen") and was_task(run) and not ending.what:
             ending = ending._replace(what="the worker went idle without publishing done.md")
         ending = ending._replace(answer=clean_text(answer).rstrip("\n"))
-        troubles = [attempt(lambda: keep_ending(worker, ending))]
+        troubles = []
+        if ending.outcome == "limited":
+            ending = ending._replace(resets_at=find_reset(worker, ending))
+            troubles.append(attempt(lambda: note_limit(run.facts["usage_file"], ending.resets_at)))
+        troubles.append(attempt(lambda: keep_ending(worker, ending)))
         if not is_kept(run, ending.outcome):
             if ending.outcome == "answered":
                 troubles.append(attempt(lambda: quit_worker(worker)))
