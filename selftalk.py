@@ -2857,6 +2857,29 @@ def render_launcher(run: Run, launch: Launch, receives_env: bool) -> str:
         command=" ".join(map(shlex.quote, command)) + given + log)
 
 
+def end_pane(run: Run, echo: Optional[Tell] = None) -> list[Process]:
+    """Ends all that a run's worker started, then its pane or server; also after a start that was cut short,
+    of which run.json may know little. Returns what could not be ended."""
+    facts, is_started = run.facts, run.facts["state"] != "starting"
+    path, is_shared = facts.get("socket", ""), facts.get("place") == "pane"
+    server = fact_process(facts.get("server"))
+    launcher = fact_process(facts["launcher"] if is_started else None)
+    left = end_processes(lambda: [one for one in find_tree(launcher, run.mark) if one != server]
+                         + [server] * (is_started and not is_shared and is_alive(server)))
+    tmux = TmuxServer(path, tuple(facts["tmux"]), echo)
+    if is_shared and is_alive(server):   # another server there would have another pane of this number
+        tmux.run("kill-pane", "-t", facts["pane"])
+    elif is_started and not is_shared and socket_identity(path) == facts["socket_identity"]:
+        remove_file(path)   # TERM is like kill-server: the socket may stay
+    elif not is_started and not is_shared and os.path.exists(path):
+        told = tmux.run("show-environment", "-g", RUN_VARIABLE)
+        if told.out.strip() == run.mark:   # where processes cannot be found by their environment
+            tmux.run("kill-server")
+        if told.status or told.out.strip() == run.mark:
+            remove_file(path)
+    return left
+
+
 def open_session(run: Run, launch: Launch, version: tuple[int, int], echo: Optional[Tell]) -> PaneFacts:
     """Starts the worker in a detached session, on a server of its own. Its name is written down before it
     starts, so that a start that is cut short can be undone."""
@@ -2865,12 +2888,17 @@ def open_session(run: Run, launch: Launch, version: tuple[int, int], echo: Optio
     sockets = os.path.join(env.get("TMUX_TMPDIR") or "/tmp", "tmux-%d" % os.getuid())   # as tmux has it
     for number in range(1, 50):   # another state folder may have a run of the same number
         name = "selftalk-%d" % run.id if number == 1 else "selftalk-%d-%d" % (run.id, number)
-        note_place(run, place="session", socket=os.path.join(sockets, name))   # a resumed one had a pane
+        path = os.path.join(sockets, name)
+        if os.path.exists(path):   # another's; one that is about to end would take our worker with it
+            continue
+        note_place(run, place="session", socket=path)   # a resumed one had a pane
         try:
             return TmuxServer(name, version, echo).start(("sh", run.path("launch.sh")), env)
         except Failure as error:
-            if not re.search("duplicate session|server exited", error.what):   # another's, or one that ends
+            if not re.search("duplicate session|server exited", error.what):
                 raise
+            end_pane(run, echo)   # the worker may have begun, and would do its task beside the next one
+            remove_file(run.path("exit"))
     raise Failure("tmux: no free name for run %d's server" % run.id, "end old ones: tmux -L NAME kill-server")
 
 
@@ -3242,29 +3270,6 @@ def quit_worker(worker: Worker) -> None:
     for _ in until(QUIT_PATIENCE_S, pause=worker.pause):
         if not is_alive(worker.launcher):
             return
-
-
-def end_pane(run: Run, echo: Optional[Tell] = None) -> list[Process]:
-    """Ends all that a run's worker started, then its pane or server; also after a start that was cut short,
-    of which run.json may know little. Returns what could not be ended."""
-    facts, is_started = run.facts, run.facts["state"] != "starting"
-    path, is_shared = facts.get("socket", ""), facts.get("place") == "pane"
-    server = fact_process(facts.get("server"))
-    launcher = fact_process(facts["launcher"] if is_started else None)
-    left = end_processes(lambda: [one for one in find_tree(launcher, run.mark) if one != server]
-                         + [server] * (is_started and not is_shared and is_alive(server)))
-    tmux = TmuxServer(path, tuple(facts["tmux"]), echo)
-    if is_shared and is_alive(server):   # another server there would have another pane of this number
-        tmux.run("kill-pane", "-t", facts["pane"])
-    elif is_started and not is_shared and socket_identity(path) == facts["socket_identity"]:
-        remove_file(path)   # TERM is like kill-server: the socket may stay
-    elif not is_started and not is_shared and os.path.exists(path):
-        told = tmux.run("show-environment", "-g", RUN_VARIABLE)
-        if told.out.strip() == run.mark:   # where processes cannot be found by their environment
-            tmux.run("kill-server")
-        if told.status or told.out.strip() == run.mark:
-            remove_file(path)
-    return left
 
 
 # =============================================================================
