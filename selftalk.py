@@ -1679,9 +1679,10 @@ PERCENT = re.compile(r"(?i)(?<![\d.])(\d{1,3}(?:\.\d+)?)\s*%\s*"
                      r"(?:(used|spent|consumed)|left|remaining|available)")
 RESET = re.compile(r"(?i:\breset(?:s|ting)?\b|try again|retrying|continuing automatically)"
                    r"|[Rr]esets?(?=[A-Z0-9])")
-SPAN = re.compile(r"(\d+) ?([dhms])(?:ays?|ours?|in(?:ute)?s?|ec(?:ond)?s?)?(?![a-z])")
+SPAN = re.compile(r"(?<!\d)(\d{1,5}) ?([dhms])(?:ays?|ours?|in(?:ute)?s?|ec(?:ond)?s?)?(?![a-z])")
 SPAN_S = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-CLOCK = re.compile(r"\b(\d{1,2})(?:[:.](\d\d))? ?([ap])m\b|\b(\d{1,2})[:.](\d\d)\b", re.IGNORECASE)
+CLOCK = re.compile(r"(?i)(?<![\d:.])(?:(0?[1-9]|1[0-2])(?:[:.]([0-5]\d))? ?([ap])m\b"
+                   r"|([01]?\d|2[0-3])[:.]([0-5]\d)(?!\d))")
 DAY = re.compile(r"\b([A-Z][a-z]{2})[a-z]* ?(\d{1,2})(?![\d:])|\b(\d{1,2}) ([A-Z][a-z]{2})")
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -1704,8 +1705,9 @@ def parse_reset(text: str, now: float) -> Optional[float]:
         at = today.replace(hour=hour % 12 + 12 * (clock[3] in "pP") if clock[3] else hour, minute=minute,
                            second=59, microsecond=0)   # what is told to the minute may last to its end
         if not day:
-            late_s = (now - at.timestamp()) % 86400
-            return now - late_s + (86400 if late_s > 1800 else 0)
+            late_s = now - at.timestamp()
+            days = 1 if late_s > 1800 else -1 if late_s < 1800 - 86400 else 0
+            return (at + datetime.timedelta(days)).timestamp()
         year = re.search(r"\b20\d\d\b", words)
         at = at.replace(int(year[0]) if year else at.year, MONTHS.index(day[1] or day[4]) + 1,
                         int(day[2] or day[3]))
@@ -1816,11 +1818,13 @@ def parse_usage_text(text: str, now: float) -> Optional[Usage]:
             model = re.sub(r"(?i) ?only$", "", label[2] or "")
             is_all = difflib.SequenceMatcher(None, model.replace(" ", ""), "allmodels").ratio() > 0.7
             sections.append((WINDOW_LABELS[known[0]] + (" (%s)" % model if model and not is_all else ""), []))
+        elif re.fullmatch(r"[\s│]*[A-Z][A-Za-z ]+", line) and not RESET.search(line):
+            sections.append(("", []))   # a heading of what is no window
         if "|" not in line:   # as in a status line: a meter of the context
             sections[-1][1].append(line)
     windows = []
-    for name, lines in sections[1:]:
-        body = "\n".join(lines[:12])
+    for name, lines in sections:
+        body = "\n".join(lines[:12]) if name else ""
         percent = PERCENT.search(body)
         used = (float(percent[1]) if percent[2] else 100 - float(percent[1])) if percent else None
         windows.append(make_window(name, used, parse_reset(body, now), now))
@@ -2180,6 +2184,9 @@ def watch_death(pid: int) -> Iterator[Callable[[float], None]]:
             os.close(handle)
 
 
+PROBE_LETTERS = 2_000_000   # more than any answer has
+
+
 def converse(argv: tuple[str, ...], send: str, is_answer: Callable[[str], object], *, env: dict[str, str],
              deadline_s: float, echo: Optional[Tell] = None) -> str:
     """What a command prints after `send` on its stdin, until `is_answer`, its end or the deadline. Its stdin
@@ -2206,7 +2213,7 @@ def converse(argv: tuple[str, ...], send: str, is_answer: Callable[[str], object
                 asked.stdin.close()
             for _ in until(deadline_s):
                 has_ended, text = asked.poll() is not None, read_file(path) or ""
-                if has_ended or is_answer(text):
+                if has_ended or is_answer(text) or len(text) > PROBE_LETTERS:
                     break
             asked.stdin.close()
             any(asked.poll() is not None for _ in until(2.0))
@@ -3304,7 +3311,8 @@ class Route(NamedTuple):
 def usage_path(state: str, profile: Profile, env: dict[str, str]) -> str:
     """Where the usage of a profile's account is kept: an account is known by its agent's folder, and by which
     keys are set."""
-    keys = sorted(name for name in env if re.search(r"_(?:API_KEY|TOKEN|BASE_URL)$", name))
+    keys = sorted(name if name[-1] != "L" else name + env[name] for name in env
+                  if re.search(r"_(?:API_KEY|TOKEN|BASE_URL)$", name))
     account = checksum((profile.command, record_home(profile.agent, env) or env.get("HOME"), keys))
     return os.path.join(state, "quota", "%s-%s.json" % (profile.agent.name, account))
 
@@ -3343,7 +3351,11 @@ def ask_probe(probe: Probe, profile: Profile, env: dict[str, str], program: str,
     import glob
     parse, read_at = functools.partial(USAGE_FORMATS[probe.format], now=time.time()), time.time()
     if probe.args:
-        text = converse((program, *probe.args), probe.send, parse, env=env, deadline_s=PROBE_S, echo=echo)
+        try:
+            text = converse((program, *probe.args), probe.send, parse, env=env, deadline_s=PROBE_S,
+                            echo=echo)
+        except Failure as failure:   # one agent's trouble is not to hide what the others tell
+            return Usage(unknown=failure.what)
     else:
         files = glob.glob(os.path.join(glob.escape(record_home(profile.agent, env)), probe.files))
         size, read_at, path = max((*file_stamp(path), path) for path in files) if files else (0, 0.0, "")
@@ -3365,9 +3377,11 @@ def ask_agent(profile: Profile, env: dict[str, str], program: str, echo: Optiona
     else:
         return Usage(unknown="; ".join(troubles) or quota.unknown)
     if usage.has_login is None and quota.login:
-        ran = run_command(program, *quota.login, env=env, timeout_s=PROBE_S, echo=echo)
-        usage = usage._replace(has_login=ran.status == 0)
-    return Usage(unknown=usage.unknown if usage.has_login else "not logged in", has_login=usage.has_login)
+        with contextlib.suppress(Failure):
+            ran = run_command(program, *quota.login, env=env, timeout_s=PROBE_S, echo=echo)
+            usage = usage._replace(has_login=ran.status == 0)
+    words = "not logged in" if usage.has_login is False else usage.unknown
+    return Usage(unknown=words, has_login=usage.has_login)
 
 
 def read_usage(profile: Profile, env: dict[str, str], state: str, program: str, *, is_fresh: bool = False,
@@ -3382,7 +3396,7 @@ def read_usage(profile: Profile, env: dict[str, str], state: str, program: str, 
         if abs(time.time() - usage.asked_at) < CACHE_S and (usage.asked_at >= began or not is_fresh):
             return usage   # somebody else has asked while we waited for the lock
         found = ask_agent(profile, env, program, echo)
-        if found.unknown:
+        if found.unknown and found.has_login is None:   # nothing new was learnt
             found = found._replace(windows=usage.windows, source=usage.source, read_at=usage.read_at)
         found = found._replace(asked_at=time.time(), limited_until=usage.limited_until)
         keep_usage(path, found)
@@ -3502,6 +3516,7 @@ class Request(NamedTuple):
     chain: tuple[str, ...] = ()  # the profiles that take the work over, one after the other, at a limit
     took_over: Optional[dict[str, Any]] = None   # the run whose work this one goes on with
     wait_for_reset: bool = False
+    config: str = ""             # the path of the config it was asked with; "" for the user's
 
 
 class Progress(NamedTuple):
@@ -3618,7 +3633,7 @@ def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = Non
         "turn": 1 if request.prompt else 0, "session_id": launch.session, "extra_args": request.extra,
         "caller": read_process(os.getpid()), "machine": name_machine(),
         "usage_file": usage_path(state_folder(base), request.profile, launch.env),
-        "chain": request.chain, "took_over": request.took_over, "wait_for_reset": request.wait_for_reset,
+        **{key: getattr(request, key) for key in ("chain", "config", "took_over", "wait_for_reset")},
         "commit": read_commit(request.workspace) if request.chain else "",
         "record_home": record_home(request.profile.agent, launch.env)})
     with undoing_start(run):
@@ -4073,7 +4088,7 @@ def move_on(run: Run, ending: Ending, means: Means) -> Optional[Run]:
             place="session" if facts["place"] == "session" else "", keep=facts["keep"],
             max_time_s=facts["max_time_s"], stall_s=facts["stall_s"],
             chain=names[names.index(route.profile.name) + 1:], took_over=taken,
-            wait_for_reset=facts["wait_for_reset"]), means.base, means.echo)
+            wait_for_reset=facts["wait_for_reset"], config=facts["config"]), means.base, means.echo)
         write_turn(run, moved_to=new.id)
     means.tell("run %d: %s CANNOT GO ON: %s" % (run.id, facts["profile"], ending.what))
     means.tell("run %d: %s TAKES OVER (%s)" % (new.id, route.profile.name, route.reason))
@@ -4545,9 +4560,9 @@ def show_ending(args: "argparse.Namespace", run: Run, ending: Ending) -> int:
     return OUTCOMES[ending.outcome][0]
 
 
-def means_of(args: "argparse.Namespace") -> Means:
+def means_of(args: "argparse.Namespace", run: Run) -> Means:
     """What a wait may need to go on with another agent."""
-    args.config = getattr(args, "config", "")
+    args.config = getattr(args, "config", "") or run.facts.get("config", "")
     return Means(lambda: load_config(args), dict(os.environ), args.tell, args.echo)
 
 
@@ -4556,7 +4571,7 @@ def show_answer(args: "argparse.Namespace", run: Run, *lines: str) -> int:
     with named_interrupt(run):
         for line in lines:
             args.tell(line)
-        return show_ending(args, *see_through(run, args.wait, means_of(args)))
+        return show_ending(args, *see_through(run, args.wait, means_of(args, run)))
 
 
 def choose_chain(args: "argparse.Namespace", config: Config) -> tuple[str, ...]:
@@ -4575,6 +4590,8 @@ def cmd_run(args: "argparse.Namespace") -> int:
     """Starts a worker on a task, or a talk, and waits for its answer."""
     config, base = load_config(args), dict(os.environ)
     args.is_talk = bool(args.talk) or args.smart_route and not (args.profile or args.verb_given)
+    if (args.dry_run or args.fresh or args.threshold) and not args.smart_route:
+        raise Unusable("--dry-run, --fresh and --threshold belong to -e", "add -e")
     chain = choose_chain(args, config)
     prompt = "" if args.dry_run else find_prompt(args)
     is_neutral = args.is_talk and not (args.cwd or args.here)
@@ -4590,18 +4607,18 @@ def cmd_run(args: "argparse.Namespace") -> int:
     keep = args.keep or args.is_talk and not args.once
     request = Request(find_target(config, chain[0]), prompt, workspace, form, tuple(args.arg), place, keep,
                       args.max_time, args.stall, config.max_depth, chain[1:],
-                      wait_for_reset=args.wait_for_reset)
+                      wait_for_reset=args.wait_for_reset,
+                      config=os.path.abspath(args.config) if args.config else "")
     run = start_run(request, base, args.echo)
-    lines = [started_line(run)]
-    if args.place == "pane" and run.facts["place"] != "pane":
-        lines.append("run %d: no room for a pane here: it is in a session" % run.id)
-    return show_answer(args, run, *lines)
+    is_moved = args.place == "pane" and run.facts["place"] != "pane"
+    lines = ["run %d: no room for a pane here: it is in a session" % run.id] * is_moved
+    return show_answer(args, run, started_line(run), *lines)
 
 
 def cmd_send(args: "argparse.Namespace") -> int:
     """Gives a run its next prompt and waits for the answer."""
     run = find_run(args.state, args.id)
-    means = means_of(args)
+    means = means_of(args, run)
     request = next_request(run, find_prompt(args), args.max_time, args.stall)
     send_prompt(run, request, means.find_profile(run), means.base, args.echo)
     return show_answer(args, run, started_line(run, "asked"))
