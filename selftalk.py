@@ -1038,6 +1038,7 @@ def parse_yaml(text: str) -> Node:
 CONFIG_KEYS = ("default_profile", "headless", "profiles", "max_depth", "smart_route")
 PROFILE_KEYS = ("command", "interface", "args", "env", "prompt", "headless")
 PROMPT_WAYS = ("argument", "stdin", "prompt-file-arg")
+WINDOW_NAME = re.compile(r"(?:session|week|month|\d+ (?:hours|days))(?: \(.+\))?\Z")
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 # what a value must be -> its name, and how it is written
@@ -1197,6 +1198,8 @@ def read_limits(node: Node, what: str) -> dict[str, float]:
     for name, row in rows:
         if type(row.value) not in (int, float) or not 0 < row.value <= 100:
             raise yaml_error(row, "%s must be a percentage" % what, "write a number from 1 to 100")
+        if not WINDOW_NAME.match(str(name)):
+            raise yaml_error(row, "`%s` is no window" % name, "write session, week, month or \"week (Opus)\"")
     return {str(name): float(row.value) for name, row in rows}
 
 
@@ -1254,7 +1257,7 @@ def find_profile(config: Config, name: str) -> Profile:
 
 def find_target(config: Config, name: str) -> Profile:
     """The config's profile of that name, else the built-in one."""
-    return find_profile(config if name in config.profiles else built_in_config(), name)
+    return find_profile(config._replace(profiles={**built_in_config().profiles, **config.profiles}), name)
 
 
 def find_limits(config: Config, profile: Profile) -> dict[str, float]:
@@ -1701,7 +1704,9 @@ def parse_reset(text: str, now: float) -> Optional[float]:
         return now + sum(int(number) * SPAN_S[unit] for number, unit in spans) if spans else None
     hour, minute = int(clock[1] or clock[4]), int(clock[2] or clock[5] or 0)
     try:
-        today = datetime.datetime.fromtimestamp(now, zoneinfo.ZoneInfo(zone[1] or zone[2]) if zone else None)
+        name = zone[1] or zone[2] if zone else ""
+        today = datetime.datetime.fromtimestamp(now, (   # UTC also where no zones are installed
+            datetime.timezone.utc if name == "UTC" else zoneinfo.ZoneInfo(name)) if name else None)
         at = today.replace(hour=hour % 12 + 12 * (clock[3] in "pP") if clock[3] else hour, minute=minute,
                            second=59, microsecond=0)   # what is told to the minute may last to its end
         if not day:
@@ -1759,7 +1764,7 @@ def parse_claude_usage(text: str, now: float) -> Optional[Usage]:
         slot = re.match(r"(five_hour|seven_day)_?(\w*)$", key)
         if slot:
             rows.append((WINDOW_NAMES[slot[1]], slot[2].title(), "utilization", as_map(limit)))
-    for limit in map(as_map, limits.get("limits") or ()):
+    for limit in map(as_map, limits["limits"] if isinstance(limits.get("limits"), list) else ()):
         model = as_map(as_map(limit.get("scope")).get("model")).get("display_name")
         if model:
             rows.append(("week", model, "percent", limit))
@@ -1785,18 +1790,19 @@ def parse_codex_usage(text: str, now: float) -> Optional[Usage]:
     the last ones of a rollout (0.169.0). None until they are there. A window is known by how long it is:
     that of a week has stood in the first slot too."""
     rows = read_json_lines(text)
-    answers = {row.get("id"): row for row in rows}
+    answers = {row["id"]: row for row in rows if type(row.get("id")) is int}
     noted = [as_map(as_map(row.get("payload")).get("rate_limits")) for row in rows]
     result = as_map(as_map(answers.get(2)).get("result"))
     result = result or {"rateLimits": next(filter(None, reversed(noted)), {})}
     if not any(result.values()):
         return judge_codex_login(answers.get(2, {}), answers.get(3, {}))
-    ours, windows = as_map(result["rateLimits"]), []
-    for key, limits in {ours.get("limitId"): ours, **as_map(result.get("rateLimitsByLimitId"))}.items():
-        owner = "" if key == ours.get("limitId") else " (%s)" % (as_map(limits).get("limitName") or key)
+    ours, windows = as_map(result.get("rateLimits")), []
+    for key, limits in {str(ours.get("limitId")): ours, **as_map(result.get("rateLimitsByLimitId"))}.items():
+        owner = "" if key == str(ours.get("limitId")) else " (%s)" % (as_map(limits).get("limitName") or key)
         for row in filter(None, (as_map(as_map(limits).get(slot)) for slot in ("primary", "secondary"))):
             minutes = row.get("windowDurationMins", row.get("window_minutes"))
-            hours = minutes / 60 if isinstance(minutes, (int, float)) else 0
+            minutes = minutes if type(minutes) in (int, float) and 0 < minutes < 1e6 else 0
+            hours = minutes / 60
             span = "%g days" % (hours / 24) if hours >= 48 else "%g hours" % hours
             used, resets = (row.get(camel, row.get(snake)) for camel, snake in (
                 ("usedPercent", "used_percent"), ("resetsAt", "resets_at")))
@@ -3324,10 +3330,11 @@ def load_usage(path: str, now: float) -> Usage:
         rows = [make_window(*row, now=now) for row in facts.pop("windows")]
         usage = Usage(tuple(rows), **facts.pop("usage"))
         is_ours = facts == {"format": USAGE_FORMAT}
+        is_ours = is_ours and all(type(one) in (int, float) for one in usage[4:])
+        is_limited = usage.limited_until > now
     except (ValueError, TypeError, KeyError, RecursionError):   # another version's, or damaged
         return Usage()
-    return (usage._replace(limited_until=usage.limited_until if usage.limited_until > now else 0.0)
-            if is_ours else Usage())
+    return usage._replace(limited_until=usage.limited_until * is_limited) if is_ours else Usage()
 
 
 @contextlib.contextmanager
@@ -3473,7 +3480,7 @@ def choose_route(chain: Iterable[Profile], read: Callable[[Profile], Usage], lim
         spared = spared or profile
     if not spared:
         raise Missing("smart-route: nobody can do it: %s" % "; ".join(notes), "install or log in one of them")
-    reason = "%s; all are used up -> %s" % ("; ".join(notes), spared.name)
+    reason = "%s; nobody else has more left -> %s" % ("; ".join(notes), spared.name)
     return Route(spared, reason, asked or Usage(), is_used_up=True)
 
 
@@ -4594,7 +4601,7 @@ def cmd_run(args: "argparse.Namespace") -> int:
         raise Unusable("--dry-run, --fresh and --threshold belong to -e", "add -e")
     chain = choose_chain(args, config)
     prompt = "" if args.dry_run else find_prompt(args)
-    is_neutral = args.is_talk and not (args.cwd or args.here)
+    is_neutral = args.is_talk and not (args.cwd or args.here or args.dry_run)
     workspace = make_scratch(SCRATCH) if is_neutral else resolve_workspace(args.cwd or current_folder())
     if args.smart_route:
         limits = {**find_limits(config, find_target(config, chain[0])), **dict(args.threshold)}
@@ -4674,6 +4681,8 @@ def cmd_usage(args: "argparse.Namespace") -> int:
         except Missing:
             if args.agents:
                 raise
+    if not rows:
+        raise Missing("no agent is installed", AGENTS[ROUTE[0]].install)
     now = time.time()
     return show(args, lambda: [usage_object(name, usage, now) for name, usage in rows],
                 (line for name, usage in rows for line in usage_lines(name, usage, now, os.isatty(1))))
@@ -4750,9 +4759,11 @@ def parse_limit(text: str) -> tuple[str, float]:
     """A percentage of the session window, or of another one, for argparse: 70, or week=90."""
     import argparse
     name, _, number = text.rpartition("=")
-    if not re.fullmatch(r"[0-9]{1,3}(?:\.[0-9]+)?", number) or not 0 < float(number) <= 100:
-        raise argparse.ArgumentTypeError("`%s` is no percentage: write 70, or week=90" % text)
-    return name or "session", float(number)
+    name = name or "session"
+    is_percent = re.fullmatch(r"[0-9]{1,3}(?:\.[0-9]+)?", number) and 0 < float(number) <= 100
+    if not is_percent or not WINDOW_NAME.match(name):
+        raise argparse.ArgumentTypeError("`%s` is no percentage of a window: write 70, or week=90" % text)
+    return name, float(number)
 
 
 COMMON = (   # of all verbs
