@@ -65,13 +65,13 @@ def test_a_run_that_never_got_a_socket_can_be_shown(run):
 def test_the_keys_of_a_run_are_pinned(run):
     assert set(selftalk.run_object(run)) == {
         "id", "folder", "watch", "profile", "agent", "form", "place", "workspace", "state", "outcome", "turn", "session_id", "parent", "depth",
-        "started_at", "ended_at", "exit_status"}
+        "started_at", "ended_at", "exit_status", "took_over"}
 
 
 def test_the_keys_of_a_result_are_those_of_a_run_and_these(run):
     ending = Ending("answered", answer="größe", source="done.md", said=Said(model="m", tokens={"input": 1}))
     found = selftalk.result_object(run, ending)
-    assert set(found) - set(selftalk.run_object(run)) == {"answer", "source", "what", "fix", "model", "tokens", "options", "seconds"}
+    assert set(found) - set(selftalk.run_object(run)) == {"answer", "source", "what", "fix", "model", "tokens", "options", "seconds", "resets_at"}
     assert (found["answer"], found["source"], found["what"], found["model"], found["tokens"], found["seconds"]) == (
         "größe", "done.md", None, "m", {"input": 1}, 12.5)
     assert json.loads(json.dumps(found)) == found
