@@ -763,7 +763,7 @@ def test_list_shows_a_talk_inside_a_talk_below_it_and_a_stop_ends_both(box):
 
 @pytest.mark.parametrize("words, trouble", [
     (("-c", "-g", "hi"), "more than one target"), (("-c", "-p", "claude", "hi"), "more than one target"),
-    (("run", "-c", "hi"), "more than one target"), (("-e", "hi"), "-e: "), (("-c", "-e", "hi"), "-e: "),
+    (("run", "-c", "hi"), "more than one target"), (("--dry-run", "hi"), "belong to -e"), (("-c", "-x", "hi"), "add -e"),
     (("-c", "--cwd", "/no/such/folder", "hi"), "no such folder"), (("-c", "--pane", "hi"), "not inside tmux"),
     (("answer", "1", "Yes"), "run `1` does not exist"), (("interrupt", "last"), "run `last` does not exist"),
     (("explain", "1"), "run `1` does not exist"), (("send", "last", "hi"), "run `last` does not exist")])
