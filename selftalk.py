@@ -3365,7 +3365,8 @@ def ask_probe(probe: Probe, profile: Profile, env: dict[str, str], program: str,
             return Usage(unknown=failure.what)
     else:
         files = glob.glob(os.path.join(glob.escape(record_home(profile.agent, env)), probe.files))
-        size, read_at, path = max((*file_stamp(path), path) for path in files) if files else (0, 0.0, "")
+        path = max(files, key=lambda path: file_stamp(path)[1], default="")
+        size, read_at = file_stamp(path)
         text = decode(read_bytes(path, max(0, size - TAIL_BYTES)) or b"")
     last = clean_text(text).strip().split("\n")[-1][:200] if probe.args else ""
     return (parse(text) or Usage(unknown=last or "no answer"))._replace(source=probe.source, read_at=read_at)
