@@ -234,7 +234,7 @@ class Rule(NamedTuple):
     region: str                    # see cut_region
     needs: tuple[str, ...]         # regexes; ^ and $ are those of a line
     unless: tuple[str, ...] = ()   # regexes that veto the rule, in the same region
-    seen: str = ""                 # the agent's version it was observed on
+    seen: str = ""                 # the agent's version it was observed on, where that is not the row's
 
 
 class Dialog(NamedTuple):
@@ -244,7 +244,6 @@ class Dialog(NamedTuple):
     needs: tuple[str, ...]             # regexes that must all match at the bottom of the screen
     choose: str                        # regex of the option's label; "" keeps what is preselected
     keys: tuple[str, ...] = ("Enter",) # pressed once the option is selected
-    seen: str = ""
 
 
 class Start(NamedTuple):
@@ -331,6 +330,7 @@ class Agent(NamedTuple):
     quota: Quota = Quota(unknown="nothing is known of a quota")
     install: str = ""          # how to get it, for the person whose machine lacks it
     flag: str = ""             # the letter that talks to it: -c
+    seen: str = ""             # the version that its rules and dialogs were observed on
 
 
 # --- claude
@@ -349,12 +349,10 @@ _CLAUDE_OWNER = r"\A(?:❯ |● \w+\()"             # a prompt or a tool call, n
 _CLAUDE_CUT = (r"^  ⎿ \xa0Interrupted",)        # by a person
 _CLAUDE_FOOT = (                                # the composer is closed, and no menu is open below it
     r"^─{20,}\n(?:  [^\n]*\n)*?"                # its lower edge, perhaps a status line
-    r"  (?:(?:⏵⏵|⏸) [^\n]* on\b|\? for shortcuts)"
-)
+    r"  (?:(?:⏵⏵|⏸) [^\n]* on\b|\? for shortcuts)")
 _CLAUDE_BOX = (
     r"^─{20,}\n❯(?:\xa0[^\n]*)?\n"              # the composer's upper edge and first row
-    r"(?:  [^\n]*\n)*" + _CLAUDE_FOOT
-)
+    r"(?:  [^\n]*\n)*" + _CLAUDE_FOOT)
 _CLAUDE_ASK = ("-p", "--safe-mode", "--no-session-persistence", "--strict-mcp-config")
 # 2.1.329, with these: no hook, MCP server or plugin of the user's is started, and no transcript is left. Its
 # value may be up to an hour old when the account's server does not answer; it does not say so.
@@ -376,61 +374,50 @@ CODEX_QUOTA = Quota(probes=(   # 0.169.0
 ))
 CLAUDE_RULES = (
     # dialogs: two controls, and nothing below them
-    Rule("limited-dialog", "limited", "bottom:9", seen="2.1.329", needs=(
-        r"^ *(?:❯ )?\d\. .*wait for limit to reset", r"^  What do you want to do\?$",
-        r"^  Enter to confirm · Esc to cancel\Z")),
-    Rule("login-method", "login", "bottom:6", (r"^ Select login method:$", r"^ ❯ \d\. \S"), seen="2.1.329"),
-    Rule("asks-keys", "asks", "bottom:1", seen="2.1.329", needs=(
-        r"\bEnter to \w+(?: [\w ]+)? · ", r" · Esc to \w+\Z")),
-    Rule("asks-permission", "asks", "bottom:12", seen="2.1.329", needs=(
-        r"^ Esc to cancel · Tab to amend[^\n]*\Z", r"^ ❯ \d\. \S")),
-    Rule("asks-options", "asks", "bottom:9", seen="2.1.329", needs=(   # leaving plan mode: no line of keys
-        r"^  ❯ \d\. \S", r"^    \d\. \S[^\n]*\Z")),
-    Rule("asks-theme", "asks", "bottom:16", seen="2.1.329", needs=(
+    Rule("limited-dialog", "limited", "bottom:9", (r"^ *(?:❯ )?\d\. .*wait for limit to reset",
+        r"^  What do you want to do\?$", r"^  Enter to confirm · Esc to cancel\Z")),
+    Rule("login-method", "login", "bottom:6", (r"^ Select login method:$", r"^ ❯ \d\. \S")),
+    Rule("asks-keys", "asks", "bottom:1", (r"\bEnter to \w+(?: [\w ]+)? · ", r" · Esc to \w+\Z")),
+    Rule("asks-permission", "asks", "bottom:12", (r"^ Esc to cancel · Tab to amend[^\n]*\Z", r"^ ❯ \d\. \S")),
+    Rule("asks-options", "asks", "bottom:9", (r"^  ❯ \d\. \S", r"^    \d\. \S[^\n]*\Z")),   # no line of keys
+    Rule("asks-theme", "asks", "bottom:16", (
         r"^ Choose the text style that looks best", r"^  Syntax theme: [^\n]*\Z")),
-    Rule("asks-security", "asks", "bottom:8", seen="2.1.329", needs=(
-        r"^ Security notes:$", r"^ Press Enter to continue…?\Z")),
-    Rule("asks-panel", "asks", "bottom:30", seen="2.1.329", needs=(    # /usage: a page that Esc closes
+    Rule("asks-security", "asks", "bottom:8", (r"^ Security notes:$", r"^ Press Enter to continue…?\Z")),
+    Rule("asks-panel", "asks", "bottom:30", (   # /usage: a page that Esc closes
         r"^  (?:Settings  Status  |Current (?:session|week))",
         r"^  (?:[^\n]* · )?Esc to (?:cancel|close)\Z")),
 
     # busy: footer, spinner and title are signs that can go one by one
-    Rule("busy-footer", "busy", "below:rule", (r"^  (?:.* · )?esc to interrupt\b",), seen="2.1.329"),
-    Rule("busy-retry", "busy", "below:turn", seen="2.1.329", needs=(
-        r"^[·✢✳✶✻✽*] .* · [Rr]etrying in \d+\w* · attempt \d+/\d+$",)),
-    Rule("busy-spinner", "busy", "below:turn", (r"^[·✢✳✶✻✽*] \w[^\n]*…(?: \(\d|$)",), seen="2.1.329"),
+    Rule("busy-footer", "busy", "below:rule", (r"^  (?:.* · )?esc to interrupt\b",)),
+    Rule("busy-retry", "busy", "below:turn", (r"^[·✢✳✶✻✽*] .* · [Rr]etrying in \d+\w* · attempt \d+/\d+$",)),
+    Rule("busy-spinner", "busy", "below:turn", (r"^[·✢✳✶✻✽*] \w[^\n]*…(?: \(\d|$)",)),
     Rule("busy-title", "busy", "title", (r"^[⠁-⣿◐◑] ",), seen="2.1.197"),   # 2.1.329 never changes its title
 
     # the last turn came to nothing: only the CLI's own rows between the prompt and the composer
-    Rule("limited-waiting", "limited", "below:rule", seen="2.1.329", needs=(
-        r"^  ⚠ Usage limit reached\b.*", r"^  (?:⏵⏵|⏸|\?) ")),
-    Rule("limited-cancelled", "limited", "at:head", seen="2.1.329", needs=(
+    Rule("limited-waiting", "limited", "below:rule", (r"^  ⚠ Usage limit reached\b.*", r"^  (?:⏵⏵|⏸|\?) ")),
+    Rule("limited-cancelled", "limited", "at:head", (
         r"\A● Automatic continue cancelled · /rate-limit", _CLAUDE_BOX), unless=(r"^✻ ",)),
-    Rule("limited-row", "limited", "at:head", seen="2.1.329", needs=(
+    Rule("limited-row", "limited", "at:head", (
         r"^  ⎿ \xa0(?:You've hit your (?:[\w-]+ )*limit\b"             # "your limit", "your 5-hour limit", …
         r"|Credit balance too low · ).*", _CLAUDE_OWNER, _CLAUDE_BOX), unless=_CLAUDE_CUT),
-    Rule("login-footer", "login", "below:rule", seen="2.1.329", needs=(
-        r"\bNot logged in · [Rr]un /login\b", r"^  (?:⏵⏵|⏸|\?) ")),
-    Rule("login-row", "login", "at:head", seen="2.1.329", needs=(
-        r"^  ⎿ \xa0(?:Invalid API key|OAuth token revoked"
+    Rule("login-footer", "login", "below:rule", (r"\bNot logged in · [Rr]un /login\b", r"^  (?:⏵⏵|⏸|\?) ")),
+    Rule("login-row", "login", "at:head", (r"^  ⎿ \xa0(?:Invalid API key|OAuth token revoked"
         r"|OAuth token has expired|Not logged in) · .*", _CLAUDE_OWNER, _CLAUDE_BOX), unless=_CLAUDE_CUT),
-    Rule("login-error", "login", "at:head", seen="2.1.329", needs=(
+    Rule("login-error", "login", "at:head", (
         r"\A● Please run /login · API Error: 40\d .*", _CLAUDE_BOX), unless=(r"^✻ .* · done ", r"\n\n  \S")),
-    Rule("failed-row", "failed", "at:head", seen="2.1.329", needs=(
+    Rule("failed-row", "failed", "at:head", (
         r"^  ⎿ \xa0(?:Context limit reached"                           # 2.1.197
         r"|Prompt is too long) · .*", _CLAUDE_OWNER, _CLAUDE_BOX), unless=_CLAUDE_CUT),
-    Rule("failed-error", "failed", "at:head", seen="2.1.329", needs=(
-        r"\A● API Error: .*", _CLAUDE_BOX), unless=(r"^✻ ",)),
+    Rule("failed-error", "failed", "at:head", (r"\A● API Error: .*", _CLAUDE_BOX), unless=(r"^✻ ",)),
     Rule("failed-error-old", "failed", "at:head", seen="2.1.197", needs=(
         r"\A● API Error: (?:5\d\d .*This is a server-side issue"       # the sentence must be the CLI's …
-        r"|Request rejected \(429\) · "
-        r"|Unable to connect to API)",
+        r"|Request rejected \(429\) · |Unable to connect to API)",
         _CLAUDE_BOX), unless=(r"^✻ .* · done ", r"\n\n  \S")),         # … and stand alone
 
-    Rule("busy-background", "busy", "below:rule", seen="2.1.329", needs=(   # its shells will wake it again
+    Rule("busy-background", "busy", "below:rule", (   # its shells will wake it again
         r"^  (?:⏵⏵|⏸) .* on · \d+ \w+.* · ↓ to manage",)),
-    Rule("ready", "ready", "at:box", seen="2.1.329", needs=(
-        _CLAUDE_FOOT,), unless=(r"^  .* · esc to interrupt\b", r"^  ⚠ Usage limit")),
+    Rule("ready", "ready", "at:box", (_CLAUDE_FOOT,), unless=(
+        r"^  .* · esc to interrupt\b", r"^  ⚠ Usage limit")),
 )
 
 # --- codex
@@ -445,40 +432,34 @@ CODEX_MARKS = {
 _CODEX_FOOT = (                 # the composer, and below it the line that is missing while codex starts
     r"^› (?:[^\n]*\n)*?"
     r"  (?:\S.* · [~/]"                                 # model · folder
-    r"|Ready · [0-9a-f]{8}-)"                           # -c tui.status_line=["run-state","thread-id",…]
-)
+    r"|Ready · [0-9a-f]{8}-)")                          # -c tui.status_line=["run-state","thread-id",…]
 _CODEX_LATER = (                # what came after an error
     r"^[•◦] ",                                          # an answer
-    r"^› [^\n]*\n(?:[^\n]*\n)*?› ",                     # a prompt
-)
+    r"^› [^\n]*\n(?:[^\n]*\n)*?› ")                     # a prompt
 CODEX_RULES = (
-    Rule("login-screen", "login", "bottom:16", seen="0.169.0", needs=(
+    Rule("login-screen", "login", "bottom:16", (
         r"^  Welcome to Codex, ", r"^> \d\. \S", r"^  Press enter to continue$")),
-    Rule("asks-keys", "asks", "bottom:12", seen="0.169.0", needs=(
-        r"^  (?:Press )?enter (?:to )?(?:confirm|continue|submit)\b"
+    Rule("asks-keys", "asks", "bottom:12", (r"^  (?:Press )?enter (?:to )?(?:confirm|continue|submit)\b"
         r"[^\n]*\besc (?:to )?(?:cancel|back|skip)\b[^\n]*\Z", r"^› \d\. \S")),
-    Rule("asks-question", "asks", "bottom:1", seen="0.169.0", needs=(
+    Rule("asks-question", "asks", "bottom:1", (
         r"^  .*\benter to submit (?:answer|all)\b", r"\besc to interrupt\Z")),
-    Rule("asks-notice", "asks", "bottom:1", (r"^  k keep\b", r"\besc dismiss\b"), seen="0.169.0"),
-    Rule("asks-title", "asks", "title", (r"^\[ [!.] \] Action Required\b",), seen="0.169.0"),
+    Rule("asks-notice", "asks", "bottom:1", (r"^  k keep\b", r"\besc dismiss\b")),
+    Rule("asks-title", "asks", "title", (r"^\[ [!.] \] Action Required\b",)),
 
-    Rule("busy-title", "busy", "title", seen="0.169.0", needs=(
-        r"^(?:\w+ )?[⠁-⣿](?: |$)",)),                       # "⠋ demo", or "Working ⠋ 01a1…" by terminal_title
-    Rule("busy-row", "busy", "at:working", seen="0.169.0", needs=(      # down to the composer nothing but
+    Rule("busy-title", "busy", "title", (r"^(?:\w+ )?[⠁-⣿](?: |$)",)),   # "⠋ demo", "Working ⠋ 01a1…"
+    Rule("busy-row", "busy", "at:working", (             # down to the composer nothing but
         r"\A[^\n]*\n(?:  └[^\n]*\n(?:    [^\n]*\n)*"                    # its own details,
         r"|• (?:Queued|Messages)[^\n]*\n(?:  [^\n]*\n)*|\n)*› ",)),     # the queue, and empty rows
-    Rule("busy-status", "busy", "bottom:2", seen="0.169.0", needs=(     # by tui.status_line
+    Rule("busy-status", "busy", "bottom:2", (   # by tui.status_line
         r"^  (?!Ready)[A-Z]\w+ · [0-9a-f]{8}-[0-9a-f-]+",)),
 
-    Rule("limited", "limited", "at:error", seen="0.169.0", needs=(
-        r"\A■ (?:You’ve hit your usage limit|Quota exceeded"
+    Rule("limited", "limited", "at:error", (r"\A■ (?:You’ve hit your usage limit|Quota exceeded"
         r"|To use Codex with your ChatGPT plan, upgrade)[^\n]*", _CODEX_FOOT), unless=_CODEX_LATER),
-    Rule("login-error", "login", "at:error", seen="0.169.0", needs=(
+    Rule("login-error", "login", "at:error", (
         r"\A■ unexpected status 401 Unauthorized\b[^\n]*", _CODEX_FOOT), unless=_CODEX_LATER),
-    Rule("failed", "failed", "at:error", seen="0.169.0", needs=(
+    Rule("failed", "failed", "at:error", (
         r"\A■ (?!Conversation interrupted)[^\n]*", _CODEX_FOOT), unless=_CODEX_LATER),
-
-    Rule("ready", "ready", "at:composer", seen="0.169.0", needs=(
+    Rule("ready", "ready", "at:composer", (
         r"\A› (?!/)", _CODEX_FOOT), unless=(r"esc to interrupt\b", r"\besc close$")),
 )
 
@@ -492,37 +473,31 @@ GEMINI_MARKS = {
 }
 _GEMINI_LATER = (               # what came after an error
     r"^✦ ",                                             # an answer
-    r"^ > [^\n]*\n(?:[^\n]*\n)*?─{20,}$",               # a prompt
-)
+    r"^ > [^\n]*\n(?:[^\n]*\n)*?─{20,}$")               # a prompt
 _GEMINI_FOOT = r"^ [*>] (?:[^\n]*\n)+? \S[^\n]*\n \S"   # the composer, and two rows of footer below it
 _GEMINI_CHOICE = r"^│ [● ] \d\. (?:Keep trying|Switch to|Stop)"
 GEMINI_RULES = (
-    Rule("limited-dialog", "limited", "bottom:14", seen="0.61.0", needs=(
+    Rule("limited-dialog", "limited", "bottom:14", (
         r"^│ Usage limit reached for .*?(?= {2}|│|$)", _GEMINI_CHOICE, r"^╰─{20,}╯\Z")),
-    Rule("limited-capacity", "limited", "bottom:12", seen="0.61.0", needs=(
+    Rule("limited-capacity", "limited", "bottom:12", (
         r"^│ We are currently experiencing high demand", _GEMINI_CHOICE, r"^╰─{20,}╯\Z")),
-    Rule("login-method", "login", "bottom:17", seen="0.61.0", needs=(
+    Rule("login-method", "login", "bottom:17", (
         r"^│ +How would you like to authenticate", r"^│ +[● ] \d\. ", r"^╰─{20,}╯\Z")),
-    Rule("login-key", "login", "bottom:12", seen="0.61.0", needs=(
+    Rule("login-key", "login", "bottom:12", (
         r"^│ Enter Gemini API Key", r"^│ \(Press Enter to submit, Esc to cancel", r"^╰─{20,}╯\Z")),
-    Rule("asks-options", "asks", "bottom:20", seen="0.61.0", needs=(   # trust, permission, question, models
+    Rule("asks-options", "asks", "bottom:20", (   # trust, permission, question, models
         r"^ ?│ {1,2}● \d\. +\S.*?(?= {2}|│|$)", r"^ ?│ {3,4}\d\. +\S", r"^ ?╰─{20,}╯\Z")),
-    Rule("asks-title", "asks", "title", (r"^✋ +Action Required\b",), seen="0.61.0"),
+    Rule("asks-title", "asks", "title", (r"^✋ +Action Required\b",)),
 
-    Rule("busy-row", "busy", "bottom:9", seen="0.61.0", needs=(        # prose is indented by 2, this by 1
-        r"^ [⠁-⣿] .*\(esc to cancel, \d+[hms]",)),
-    Rule("busy-title", "busy", "title", (r"^✦ +Working",), seen="0.61.0"),
+    Rule("busy-row", "busy", "bottom:9", (r"^ [⠁-⣿] .*\(esc to cancel, \d+[hms]",)),   # prose: indented by 2
+    Rule("busy-title", "busy", "title", (r"^✦ +Working",)),
 
-    Rule("limited", "limited", "at:error", seen="0.61.0", needs=(
-        r"\A✕ [^\n]*(?:exhausted your daily quota"
+    Rule("limited", "limited", "at:error", (r"\A✕ [^\n]*(?:exhausted your daily quota"
         r"|exceeded your current quota|capacity on this model)", _GEMINI_FOOT), unless=_GEMINI_LATER),
-    Rule("login-error", "login", "at:error", seen="0.61.0", needs=(
-        r'\A✕ [^\n]*(?:"code":40[13]|UNAUTHENTICATED'
+    Rule("login-error", "login", "at:error", (r'\A✕ [^\n]*(?:"code":40[13]|UNAUTHENTICATED'
         r"|API key not valid|API_KEY_INVALID)", _GEMINI_FOOT), unless=_GEMINI_LATER),
-    Rule("failed", "failed", "at:error", seen="0.61.0", needs=(
-        r"\A✕ \[API Error: [^\n]*", _GEMINI_FOOT), unless=_GEMINI_LATER),
-
-    Rule("ready", "ready", "below:rule", seen="0.61.0", needs=(
+    Rule("failed", "failed", "at:error", (r"\A✕ \[API Error: [^\n]*", _GEMINI_FOOT), unless=_GEMINI_LATER),
+    Rule("ready", "ready", "below:rule", (
         r"^ [*>] (?:  Type your message or @|(?![ /])\S)",             # empty, or a text that is no command
         _GEMINI_FOOT), unless=(r"\(esc to cancel, ", r"^ \(\d+/\d+\)$")),
 )
@@ -538,38 +513,32 @@ OPENCODE_MARKS = {
 }
 _OPENCODE_ERROR = (             # a box …
     r"^(?! +▣| *\n)[^\n]*\n"                            # that follows no mark of a turn, as a prompt does
-    r"(?: {20}[^\n]*)?\n(?:  ┃[^\n]*\n)*?  ┃  "         # … and in it
-)
+    r"(?: {20}[^\n]*)?\n(?:  ┃[^\n]*\n)*?  ┃  ")        # … and in it
 _OPENCODE_END = (               # … and after it. Each part matches in one way only: a slow regex stalls a run
     r"[^\n]*\n(?:  ┃[^\n]*\n)*(?: {20}[^\n]*)?\n"       # the rest of the box, an empty row
     r" {5}▣  [^·\n]+·[^·\n]*\n"                         # the mark, without a duration
     r"(?:(?! {5}▣  | +╹▀)[^\n]*\n)* +╹▀[^\n]*\n"        # no other mark down to the composer
-    r"(?! +[⬝■])(?![^\n]*interrupt)"                    # the footer of one that waits
-    r"[^\n]*\bctrl\+p commands\b"
-)
+    r"(?! +[⬝■])(?![^\n]*interrupt)[^\n]*\bctrl\+p commands\b")   # the footer of one that waits
 OPENCODE_RULES = (
-    Rule("asks-permission", "asks", "bottom:4", seen="1.18.33", needs=(
+    Rule("asks-permission", "asks", "bottom:4", (
         r"^  ┃   Allow once   Allow always   Reject\b", r"\benter confirm\b")),
-    Rule("asks-question", "asks", "bottom:3", seen="1.18.33", needs=(
+    Rule("asks-question", "asks", "bottom:3", (
         r"^  ┃  .*\benter (?:submit|confirm|toggle)\b", r"^  ┃  .*\besc dismiss\b")),
 
-    Rule("busy-retry", "busy", "below:edge", seen="1.18.33", needs=(   # in 80 columns the bar paints over it
+    Rule("busy-retry", "busy", "below:edge", (   # in 80 columns the bar paints over it
         r"\[retrying in .*|\bretrying in [\dhms ]+ attempt #",)),
-    Rule("busy-words", "busy", "below:edge", (r"\besc (?:again to )?interrupt\b",), seen="1.18.33"),
-    Rule("busy-bar", "busy", "below:edge", (r"^ +[⬝■]{4,}",), seen="1.18.33"),
+    Rule("busy-words", "busy", "below:edge", (r"\besc (?:again to )?interrupt\b",)),
+    Rule("busy-bar", "busy", "below:edge", (r"^ +[⬝■]{4,}",)),
 
-    Rule("limited", "limited", "screen", seen="1.18.33", needs=(
-        _OPENCODE_ERROR + r"(?i:[^\n]*(?:insufficient credits|\bquota\b"
+    Rule("limited", "limited", "screen", (_OPENCODE_ERROR + r"(?i:[^\n]*(?:insufficient credits|\bquota\b"
         r"|usage limit|credit balance))" + _OPENCODE_END,)),
-    Rule("login-error", "login", "screen", seen="1.18.33", needs=(
+    Rule("login-error", "login", "screen", (
         _OPENCODE_ERROR + r"(?i:[^\n]*(?:api[ _-]key|unauthorized|authentication))" + _OPENCODE_END,)),
-    Rule("failed", "failed", "screen", (_OPENCODE_ERROR + r"\S" + _OPENCODE_END,), seen="1.18.33"),
-
-    Rule("ready-home", "ready", "bottom:12", seen="1.18.33", needs=(
+    Rule("failed", "failed", "screen", (_OPENCODE_ERROR + r"\S" + _OPENCODE_END,)),
+    Rule("ready-home", "ready", "bottom:12", (
         r"^ +┃ {2,}\S", r"^ +╹▀{20,}", r"^ +tab agents  ctrl\+p commands$", r" \d+\.\d+\.\d+\Z"),
         unless=(r"\besc (?:again to )?interrupt\b",)),
-    Rule("ready", "ready", "at:turn", seen="1.18.33", needs=(
-        r"\A {5}▣  ", r"^ +╹▀{20,}", r"\bctrl\+p commands\b"), unless=(
+    Rule("ready", "ready", "at:turn", (r"\A {5}▣  ", r"^ +╹▀{20,}", r"\bctrl\+p commands\b"), unless=(
         r"\besc (?:again to )?interrupt\b", r"\[retrying in ",
         r"^  ┃[^\n]*\n(?: {20}[^\n]*)?\n  ┃",                          # a prompt that was not yet taken
         r"^  ┃ /\w")),                                                 # a menu
@@ -580,8 +549,7 @@ CLAUDE_SUBMIT = Submit(
         r"^(?:─{20,}\n❯\xa0?"                    # the upper edge; history and options have a plain space
         r"|─{3,} ↑ \d+ more ─+\n(?:❯\xa0|  ))"   # that of one that has scrolled
         r"([^\n]*(?:\n(?:  [^\n]*)?)*)"          # what is typed: further rows are indented, or empty
-        r"\n─{20,}$"                             # the lower edge
-    ),
+        r"\n─{20,}$"),                           # the lower edge
     ghost=r"(?:Once fixed, r|R)esend your message.*|Press up to edit queued messages",
     chip=r"\[Pasted text #\d+(?: \+(\d+) lines)?\]",
     # 2.1.329 tells the model that what it shows as a chip was pasted, and may not be from its user.
@@ -593,8 +561,7 @@ OPENCODE_SUBMIT = Submit(
         r"(?: +┃ {2,8}(\S(?:(?! {9})[^\n])*)(?: {9}[^\n]*)?\n)?"   # the first row of what is typed, then …
         r"(?: +┃(?:  [^\n]*)?\n)*"                     # … the others,
         r" +┃(?: {9}[^\n]*)?\n"                        # an empty row,
-        r" +┃  \S[^\n]*\n +╹▀{20,}"                    # the agent and its model, the lower edge
-    ),
+        r" +┃  \S[^\n]*\n +╹▀{20,}"),                  # the agent and its model, the lower edge
     ghost=r'Ask anything\W+".*',
     chip=r"\[Pasted ~(\d+) lines\]",
     commands="/", tail=((r"@\S*\Z", " "),))            # a menu, as codex has it
@@ -602,8 +569,7 @@ GEMINI_SUBMIT = Submit(
     composer=(
         r"^─{20,}\n(?: [^\n]*\n|\n)??(?:▀{20,}\n|\n)?"     # the upper edge, the mode, the composer's frame
         r" [*>] ([^\n]*(?:\n(?:   [^\n]*)?)*)"             # what is typed: further rows are indented by 3
-        r"(?:\n(?:▄{20,})?)?\n \S"                        # the frame, then a menu or the footer
-    ),
+        r"(?:\n(?:▄{20,})?)?\n \S"),                       # the frame, then a menu or the footer
     ghost=r"Type your message or @path/to/file",
     chip=r"\[Pasted Text: (\d+) (?:lines|chars)\](?: #\d+)?",
     settle_s=0.25,                                # 0.61.0: Enter within 40 ms of a paste makes a new line
@@ -615,37 +581,34 @@ CODEX_SUBMIT = Submit(
         r"[^\n]*(?:\n(?:  [^\n]*)?)*?)"                        # what is typed: indented, or empty
         r"(?:\n+  [^\n]* · (?:[~/]|[0-9a-f]{8}-)[^\n]*)?"     # the footer's row of model and folder, and …
         r"(?:\n+ {2,}(?:←|\?|(?:tab|Shell mode) "             # … of hints: a tall composer has neither
-        r"|(?:[^\n]* )?⚠ \d)[^\n]*)?\n*\Z"
-    ),
+        r"|(?:[^\n]* )?⚠ \d)[^\n]*)?\n*\Z"),
     ghost=r"Ask Codex to do anything",
     chip=r"\[Pasted Content (\d+) chars\](?: #\d+)?",        # 1,048,576 characters are refused
     tail=((r"[@$]\S*\Z", " "),))                              # else a menu is open, and Enter picks from it
 
 _CONFIRM = r"^ {1,2}Enter to confirm · Esc to cancel\Z"
 CLAUDE_DIALOGS = (
-    Dialog("theme", choose=r"", seen="2.1.329", needs=(
-        r"^ Choose the text style that looks best", r"^  Syntax theme: [^\n]*\Z")),
-    Dialog("api-key", choose=r"^Yes$", seen="2.1.329", needs=(
-        r"^  Detected a custom API key in your", r"^  Do you want to use this API key\?$", _CONFIRM)),
-    Dialog("security", (r"^ Security notes:$", r"^ Press Enter to continue…?\Z"), choose=r"", seen="2.1.329"),
-    Dialog("trust", choose=r"^Yes, I trust this folder$", seen="2.1.329", needs=(
-        r"^ Accessing workspace:$", r"^ Quick safety check: Is this a project", _CONFIRM)),
-    Dialog("bypass", choose=r"^Yes, I accept$", seen="2.1.329", needs=(
-        r"^  WARNING: Claude Code running in Bypass Permissions mode$", _CONFIRM)),
+    Dialog("theme", (r"^ Choose the text style that looks best", r"^  Syntax theme: [^\n]*\Z"), choose=r""),
+    Dialog("api-key", (r"^  Detected a custom API key in your", r"^  Do you want to use this API key\?$",
+                       _CONFIRM), choose=r"^Yes$"),
+    Dialog("security", (r"^ Security notes:$", r"^ Press Enter to continue…?\Z"), choose=r""),
+    Dialog("trust", (r"^ Accessing workspace:$", r"^ Quick safety check: Is this a project", _CONFIRM),
+           choose=r"^Yes, I trust this folder$"),
+    Dialog("bypass", (r"^  WARNING: Claude Code running in Bypass Permissions mode$", _CONFIRM),
+           choose=r"^Yes, I accept$"),
 )
 CODEX_DIALOGS = (
-    Dialog("trust", choose=r"^Trust and continue$", seen="0.169.0", needs=(
-        r"^  Folder access$", r"^  Trust this folder\? Codex can", r"^  enter continue · esc back\Z")),
-    Dialog("update", choose=r"^Skip$", seen="0.169.0", needs=(
-        r"^  Update available · \d", r"^  enter continue · esc skip\Z")),
-    Dialog("hooks", choose=r"^Continue without trusting\b", seen="0.169.0", needs=(
-        r"^  Hooks need review$", r"^  enter confirm · esc skip\Z")),
+    Dialog("trust", (r"^  Folder access$", r"^  Trust this folder\? Codex can",
+                     r"^  enter continue · esc back\Z"), choose=r"^Trust and continue$"),
+    Dialog("update", (r"^  Update available · \d", r"^  enter continue · esc skip\Z"), choose=r"^Skip$"),
+    Dialog("hooks", (r"^  Hooks need review$", r"^  enter confirm · esc skip\Z"),
+           choose=r"^Continue without trusting\b"),
 )
 GEMINI_DIALOGS = (
-    Dialog("trust", choose=r"^Trust folder\b", seen="0.61.0", needs=(
-        r"^ │ Do you trust the files in this folder\?", r"^ │ [● ] \d\. Don't trust\b", r"^ ╰─{20,}╯\Z")),
-    Dialog("keybindings", choose=r"^No$", seen="0.61.0", needs=(        # with VSCODE_GIT_IPC_HANDLE inherited
-        r"^│ +Gemini CLI works best with Shift\+Enter", r"^│ +[● ] \d\. Yes", r"^╰─{20,}╯\Z")),
+    Dialog("trust", (r"^ │ Do you trust the files in this folder\?", r"^ │ [● ] \d\. Don't trust\b",
+                     r"^ ╰─{20,}╯\Z"), choose=r"^Trust folder\b"),
+    Dialog("keybindings", (r"^│ +Gemini CLI works best with Shift\+Enter", r"^│ +[● ] \d\. Yes",
+                           r"^╰─{20,}╯\Z"), choose=r"^No$"),   # with VSCODE_GIT_IPC_HANDLE inherited
 )
 
 DEMO_RULES = (
@@ -666,16 +629,13 @@ OPENCODE_QUERY = """
     FROM message WHERE message.session_id = :session
     ORDER BY coalesce(json_extract(message.data, '$.parentID'), message.id), message.time_created"""
 
-# The worker of `selftalk demo`: see room 17.
-DEMO = Agent("demo", "", pane=Pane({}, DEMO_RULES, DEMO_DIALOGS))
-
-# An agent of which nothing is known: it is over when it publishes, exits, or falls silent.
-GENERIC = Agent("generic", "", pane=Pane(silence_s=60.0))
+DEMO = Agent("demo", "", pane=Pane({}, DEMO_RULES, DEMO_DIALOGS))   # of `selftalk demo`: see room 17
+GENERIC = Agent("generic", "", pane=Pane(silence_s=60.0))   # over when it publishes, exits, or falls silent
 
 AGENT_ROWS = (
     GENERIC,
 
-    Agent("claude", "claude", flag="c", install="npm install -g @anthropic-ai/claude-code",
+    Agent("claude", "claude", seen="2.1.329", flag="c", install="npm install -g @anthropic-ai/claude-code",
           start=Start(
               unattended=("--dangerously-skip-permissions",), resume=("--resume", "{session}"),
               commands="/", lead="",                  # 2.1.329: "/init …" is a command, and so is " /init …"
@@ -696,7 +656,7 @@ AGENT_ROWS = (
           record=Record("claude-transcript", ("CLAUDE_CONFIG_DIR", "~/.claude"),
                         "projects/*/{session}.jsonl")),
 
-    Agent("codex", "codex", flag="x", install="npm install -g @openai/codex",
+    Agent("codex", "codex", seen="0.169.0", flag="x", install="npm install -g @openai/codex",
           start=Start(
               unattended=("--dangerously-bypass-approvals-and-sandbox",), resume=("resume", "{session}"),
               commands="!/",                          # 0.169.0: "!x" is a shell command, also as an argument
@@ -713,7 +673,7 @@ AGENT_ROWS = (
                         "sessions/*/*/*/rollout-*{session}.jsonl",
                         session=r"([0-9a-f]{8}-[0-9a-f-]{27})\.jsonl$")),
 
-    Agent("gemini", "gemini", flag="g", install="npm install -g @google/gemini-cli",
+    Agent("gemini", "gemini", seen="0.61.0", flag="g", install="npm install -g @google/gemini-cli",
           start=Start(
               unattended=("--skip-trust", "--yolo"), prompt=("-i", "{prompt}"),
               commands="/!-", lead="",
@@ -730,7 +690,7 @@ AGENT_ROWS = (
           record=Record("gemini-chat", ("GEMINI_CLI_HOME", "~"),
                         ".gemini/tmp/*/chats/session-*-{session:.8}.jsonl")),
 
-    Agent("opencode", "opencode", install="npm install -g opencode-ai",
+    Agent("opencode", "opencode", seen="1.18.33", install="npm install -g opencode-ai",
           start=Start(
               unattended=("--auto",), prompt=("--prompt", "{prompt}"), resume=("-s", "{session}"),
               commands="/-",                          # 1.18.33: "/init …" is a command, and "-x" an option
@@ -1036,13 +996,11 @@ def parse_yaml(text: str) -> Node:
 # Plain values -> profiles. A config is read once, checked whole, and refused with line and column.
 
 CONFIG_KEYS = ("default_profile", "headless", "profiles", "max_depth", "smart_route")
-PROFILE_KEYS = ("command", "interface", "args", "env", "prompt", "headless")
 PROMPT_WAYS = ("argument", "stdin", "prompt-file-arg")
 WINDOW_NAME = re.compile(r"(?:session|week|month|\d+ (?:hours|days))(?: \(.+\))?\Z")
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
-# what a value must be -> its name, and how it is written
-KINDS: dict[type, tuple[str, str]] = {
+KINDS: dict[type, tuple[str, str]] = {   # what a value must be: its name, and how it is written
     dict: ("a map",         "write `key: value` lines, indented, below it"),
     list: ("a list",        "write `[--flag, value]`, or `- --flag` lines below it"),
     bool: ("true or false", "write `true` or `false`, without quotes"),
@@ -1070,9 +1028,8 @@ class Profile(NamedTuple):
 class SmartRoute(NamedTuple):
     """Who does the work when somebody's quota runs low, and what that means."""
 
-    chain: tuple[str, ...] = ROUTE                     # profiles, the preferred one first
-    limits: dict[str, float] = {"session": 80.0}       # window -> percent used from which on it is spared
-    owners: dict[str, dict[str, float]] = {}           # the same for one agent or profile
+    chain: tuple[str, ...] = ROUTE               # profiles, the preferred one first
+    limits: dict[str, dict[str, float]] = {}     # agent, profile, or "" for all: see find_limits
 
 
 class Config(NamedTuple):
@@ -1107,12 +1064,14 @@ def read_kind(node: Node, kind: type, what: str) -> Any:
     return node.value
 
 
-def check_keys(entries: dict[str, Node], known: tuple[str, ...], what: str) -> None:
-    """Raises `Unusable` for the first key that nobody reads."""
+def read_map(node: Node, known: tuple[str, ...], what: str) -> dict[str, Node]:
+    """The entries of a map; `Unusable` for the first key that nobody reads."""
+    entries = read_kind(node, dict, what)
     for key, value in entries.items():
         if key not in known:
             spot = Spot(0, value.key_line, value.key_column)
             raise yaml_error(spot, "unknown key `%s` in %s" % (key, what), advise_word(str(key), known))
+    return entries
 
 
 def read_text_value(node: Node, what: str) -> str:
@@ -1142,20 +1101,19 @@ def check_env_name(node: Node, name: object, what: str) -> str:
 
 def read_env(node: Node, what: str) -> tuple[tuple[str, Union[str, FromEnv]], ...]:
     """Variables with their literal value, or with the name of the caller's variable to take it from."""
-    found: list[tuple[str, Union[str, FromEnv]]] = []
+    found = {}
     for name, value in read_kind(node, dict, what).items():
         check_env_name(value, name, "the key in %s" % what)
+        where = "`%s` in %s" % (name, what)
         if not isinstance(value.value, dict):
-            found.append((name, read_text_value(value, "`%s` in %s" % (name, what))))
+            found[name] = read_text_value(value, where)
             continue
-        check_keys(value.value, ("from_env",), "`%s` in %s" % (name, what))
-        if "from_env" not in value.value:
-            raise yaml_error(value, "`%s` in %s is an empty map" % (name, what),
-                              "write `from_env: NAME`, or a text")
-        source = value.value["from_env"]
+        source = read_map(value, ("from_env",), where).get("from_env")
+        if not source:
+            raise yaml_error(value, "%s is an empty map" % where, "write `from_env: NAME`, or a text")
         text = read_text_value(source, "from_env")
-        found.append((name, FromEnv(check_env_name(source, text, "from_env"))))
-    return tuple(found)
+        found[name] = FromEnv(check_env_name(source, text, "from_env"))
+    return tuple(found.items())
 
 
 def read_profile(name: object, node: Node) -> Profile:
@@ -1163,11 +1121,6 @@ def read_profile(name: object, node: Node) -> Profile:
     what = "profile `%s`" % name
     if not isinstance(name, str) or not name.strip() or not name.isprintable() or name.startswith("-"):
         raise yaml_error(node, "%s has no usable name" % what, "use a word, in quotes when it is a number")
-    entries = read_kind(node, dict, what)
-    check_keys(entries, PROFILE_KEYS, what)
-    command = read_text_value(entries["command"], "command of %s" % what) if "command" in entries else ""
-    if not command.strip():
-        raise yaml_error(node, "%s has no command" % what, "add `command: NAME` to it")
     read = {
         "interface": lambda value: AGENTS[read_choice(value, AGENTS, "interface")],
         "args":      lambda value: tuple(read_text_value(item, "an item of args of %s" % what)
@@ -1176,6 +1129,10 @@ def read_profile(name: object, node: Node) -> Profile:
         "prompt":    lambda value: read_choice(value, PROMPT_WAYS, "prompt"),
         "headless":  lambda value: read_kind(value, bool, "headless"),
     }
+    entries = read_map(node, ("command", *read), what)
+    command = read_text_value(entries["command"], "command of %s" % what) if "command" in entries else ""
+    if not command.strip():
+        raise yaml_error(node, "%s has no command" % what, "add `command: NAME` to it")
     fields = {key: read[key](value) for key, value in entries.items() if key != "command"}
     agent = fields.pop("interface", GENERIC)
     profile = Profile(name, os.path.expanduser(command), agent, **fields)
@@ -1187,9 +1144,8 @@ def read_profile(name: object, node: Node) -> Profile:
 
 def built_in_config() -> Config:
     """What holds when there is no config: one profile for each agent that can start by itself."""
-    rows = [agent for agent in AGENTS.values() if agent.start.unattended]
-    profiles = {row.name: Profile(row.name, row.command, row, row.start.unattended) for row in rows}
-    return Config("built-in", profiles)
+    return Config("built-in", {row.name: Profile(row.name, row.command, row, row.start.unattended)
+                               for row in AGENT_ROWS if row.start.unattended})
 
 
 def read_limits(node: Node, what: str) -> dict[str, float]:
@@ -1205,27 +1161,22 @@ def read_limits(node: Node, what: str) -> dict[str, float]:
 
 def read_route(node: Node, profiles: dict[str, Profile]) -> SmartRoute:
     """The config's part about quotas."""
-    entries = read_kind(node, dict, "smart_route")
-    check_keys(entries, ("threshold", "chain", "agents"), "smart_route")
-    known, route = {**built_in_config().profiles, **profiles}, SmartRoute()
-    if "chain" in entries:
-        names = [read_choice(item, known, "chain") for item in read_kind(entries["chain"], list, "chain")]
-        route = route._replace(chain=tuple(names) or ROUTE)
-    if "threshold" in entries:
-        route = route._replace(limits={**route.limits, **read_limits(entries["threshold"], "threshold")})
-    owners = read_kind(entries["agents"], dict, "agents") if "agents" in entries else {}
-    for name, owner in owners.items():
+    entries = read_map(node, ("threshold", "chain", "agents"), "smart_route")
+    known, none = {**built_in_config().profiles, **profiles}, Node(None, "", 0, 0)
+    items = read_kind(entries.get("chain", none), list, "chain")
+    chain = tuple(read_choice(item, known, "chain") for item in items) or ROUTE
+    parts = {"": entries}
+    for name, owner in read_kind(entries.get("agents", none), dict, "agents").items():
         read_choice(Node(name, str(name), owner.key_line, owner.key_column), known, "agent")
-        check_keys(read_kind(owner, dict, str(name)), ("threshold",), str(name))
-    return route._replace(owners={name: read_limits(owner.value["threshold"], "threshold")
-                                  for name, owner in owners.items() if owner.value})
+        parts[name] = read_map(owner, ("threshold",), str(name))
+    return SmartRoute(chain, {name: read_limits(part["threshold"], "threshold")
+                              for name, part in parts.items() if "threshold" in part})
 
 
 def read_config(text: str, source: str) -> Config:
     """The config in a text. `Unusable` names the line, the column and what to write instead."""
     top = parse_yaml(text)
-    entries = read_kind(top, dict, "the config")
-    check_keys(entries, CONFIG_KEYS, "the config")
+    entries = read_map(top, CONFIG_KEYS, "the config")
     nodes = read_kind(entries.get("profiles", Node(None, "", 1, 1)), dict, "profiles")
     profiles = {name: read_profile(name, node) for name, node in nodes.items()}
     if not profiles and "smart_route" in entries:
@@ -1261,17 +1212,16 @@ def find_target(config: Config, name: str) -> Profile:
 
 
 def find_limits(config: Config, profile: Profile) -> dict[str, float]:
-    """From which percentages on a profile's account is spared, for each window."""
-    route = config.smart_route
-    return {**route.limits, **route.owners.get(profile.agent.name, {}), **route.owners.get(profile.name, {})}
+    """For each window, how many percent are used when a profile's account begins to be spared."""
+    general, of_agent, own = (config.smart_route.limits.get(name, {})
+                              for name in ("", profile.agent.name, profile.name))
+    return {"session": 80.0, **general, **of_agent, **own}
 
 
 # =============================================================================
 # 5. Screen
 # =============================================================================
 # Pure. Given what a pane shows, says what state the agent is in, and by which rule. Knows no agent by name.
-
-UNKNOWN = Verdict("unknown")
 
 CONTROLS = re.compile(r"""
     \x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)    # OSC, DCS and the like, with what they carry
@@ -1283,17 +1233,10 @@ SPINNING = re.compile(r"[\d\s⠀-⣿✢✳✶✻✽✦·*•◦○●■⬝□�
 
 
 def clean_text(text: str) -> str:
-    """`text` without anything a terminal would obey; line ends are \\n. Workers' words go through here.
-
-    Half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes U+FFFD.
-    """
+    """`text` without anything a terminal would obey; line ends are \\n. Workers' words go through it. Half
+    a surrogate pair, which JSON can hold and UTF-8 cannot, becomes U+FFFD."""
     plain_text = CONTROLS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
     return plain_text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def progress_mark(screen: Screen) -> str:
-    """A text that stays the same while only spinners turn and seconds count."""
-    return SPINNING.sub(" ", screen.text)
 
 
 def checksum(value: object) -> str:
@@ -1302,23 +1245,18 @@ def checksum(value: object) -> str:
 
 
 def cut_region(screen: Screen, region: str, marks: dict[str, str]) -> str:
-    """The part of a screen a rule looks at.
-
-    "title" · "screen" (all of it) · "bottom:N" (the last N lines that are not blank) · "below:MARK" (the
-    lines after the last line that the agent's regex MARK matches; all of them when none does) · "at:MARK"
-    (that line and below; nothing when none does).
-    """
+    """The part of a screen a rule looks at: "title" · "screen" (all of it) · "bottom:N" (the last N lines
+    that are not blank) · "below:MARK" (what is below the last line that the agent's regex MARK matches; all
+    when none does) · "at:MARK" (that line and below; nothing when none does)."""
     if region == "title":
         return screen.title
     lines = [line.rstrip() for line in screen.text.split("\n")]
     kind, _, operand = region.partition(":")
     if kind == "bottom":
-        return "\n".join([line for line in lines if line][-int(operand):])
-    if kind in ("below", "at"):
+        lines = [line for line in lines if line][-int(operand):]
+    elif kind in ("below", "at"):
         found = [number for number, line in enumerate(lines) if re.search(marks[operand], line)]
-        if kind == "at":
-            return "\n".join(lines[found[-1]:]) if found else ""
-        return "\n".join(lines[found[-1] + 1:] if found else lines)
+        lines = lines[found[-1] + (kind == "below"):] if found else lines if kind == "below" else []
     return "\n".join(lines)
 
 
@@ -1373,7 +1311,7 @@ def judge_screen(screen: Screen, rules: tuple[Rule, ...], marks: dict[str, str])
         hits = [re.search(need, text, re.MULTILINE) for need in rule.needs]
         if all(hits) and not any(re.search(veto, text, re.MULTILINE) for veto in rule.unless):
             return Verdict(rule.state, rule.name, rule.region, hits[0].group(0).strip())
-    return UNKNOWN
+    return Verdict("unknown")
 
 
 class Option(NamedTuple):
@@ -1391,27 +1329,21 @@ _ROW = re.compile(
 _EDGE = re.compile(r"^ *(?:─|╹▀)")   # of a composer; dialogs end in a line of keys or in a frame's corner
 
 
-def _is_neighbour(row: "re.Match[str]", other: "Optional[re.Match[str]]", step: int) -> bool:
-    """Whether `other` is the option before (-1) or after (1) `row`: same column, and next number if any."""
-    if other is None or other.start("at") != row.start("at") or bool(other["number"]) != bool(row["number"]):
-        return False
-    return not row["number"] or int(other["number"]) == int(row["number"]) + step
-
-
 def find_options(text: str) -> tuple[Option, ...]:
     """The options of the list at the bottom of a screen; () when none of its rows is marked as selected."""
     rows = [_ROW.match(row) for row in text.rstrip().split("\n")][-24:]
     marked = [i for i, row in enumerate(rows) if row and row["mark"]]
     if not marked:
         return ()
+    places = [row and (row.start("at"), int(row["number"] or -9)) for row in rows]   # -9: it has no number
     found = {marked[-1]}
     for step in (-1, 1):
-        here = marked[-1]
-        for i in range(here + step, len(rows) if step > 0 else -1, step):
-            if _is_neighbour(rows[here], rows[i], step):
+        column, number = places[marked[-1]]
+        for i in range(marked[-1] + step, len(rows) if step > 0 else -1, step):
+            if places[i] == (column, number + step if number >= 0 else number):
                 found.add(i)
-                here = i
-            elif not rows[here]["number"]:     # only numbered options may have other rows between them
+                number += step if number >= 0 else 0
+            elif number < 0:                   # only numbered options may have other rows between them
                 break
     if len(found) < 2 or any(row and _EDGE.match(row.string) for row in rows[max(found) + 1:]):
         return ()                              # one row is no list; above a composer it is somebody's prose
@@ -1440,22 +1372,12 @@ def plan_keys(options: tuple[Option, ...], choose: str) -> tuple[str, ...]:
 # Pure. What agents write down about themselves, one JSON object after the other, folded into what they said.
 
 
-def join_texts(blocks: object, kind: str) -> str:
+def join_texts(blocks: object, kind: Optional[str], glue: str = "\n") -> str:
     """The texts of those content blocks whose type is `kind`; a plain text is its own only block."""
     if isinstance(blocks, str):
         return blocks
-    if not isinstance(blocks, list):
-        return ""
-    return "\n".join(str(block.get("text") or "") for block in blocks
-                     if isinstance(block, dict) and block.get("type") == kind)
-
-
-def count_tokens(usage: object, names: dict[str, str]) -> Optional[dict[str, int]]:
-    """{"input": …, "output": …} from an agent's own names for them; None when it tells none."""
-    if not isinstance(usage, dict):
-        return None
-    counts = {ours: usage[theirs] for theirs, ours in names.items() if isinstance(usage.get(theirs), int)}
-    return counts or None
+    return glue.join(str(block.get("text") or "") for block in (blocks if isinstance(blocks, list) else [])
+                     if isinstance(block, dict) and block.get("type") == kind and not block.get("thought"))
 
 
 def as_map(value: object) -> dict[str, Any]:
@@ -1463,7 +1385,16 @@ def as_map(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-CLAUDE_TOKENS = {"input_tokens": "input", "output_tokens": "output", "cache_read_input_tokens": "cached"}
+def count_tokens(usage: object, names: dict[str, str]) -> Optional[dict[str, int]]:
+    """{"input": …, "output": …} from an agent's own names for them; None when it tells none."""
+    facts = as_map(usage)
+    counts = {ours: facts[theirs] for theirs, ours in names.items() if isinstance(facts.get(theirs), int)}
+    return counts or None
+
+
+TOKENS = {   # what agents call them
+    "input_tokens": "input", "output_tokens": "output", "cache_read_input_tokens": "cached",
+    "cached_input_tokens": "cached", "input": "input", "output": "output", "cached": "cached"}
 
 
 def next_turn(said: Said, prompt: str) -> Said:
@@ -1471,33 +1402,9 @@ def next_turn(said: Said, prompt: str) -> Said:
     return Said("busy", turn=said.turn + 1, prompt=letters(prompt)[:400])
 
 
-def fold_claude_error(said: Said, line: dict[str, Any], text: str) -> Said:
-    """An assistant line that the CLI made itself, from an API error (2.1.329: model "<synthetic>")."""
-    kind, status = line.get("error"), line.get("apiErrorStatus")
-    if re.search(r"You['’]ve hit your .{1,40} limit|(?<!not your )usage limit", text):
-        return said._replace(state="limited", error=text)
-    if kind == "authentication_failed" or status in (401, 403) or "Please run /login" in text:
-        return said._replace(state="login", error=text)
-    return said._replace(state="failed", error=text)
-
-
-# What a command of the CLI itself leaves behind; no model is asked.
-CLAUDE_ASIDE = re.compile(r"<(?:command-name|local-command-\w+|bash-stdout|bash-stderr)>")
-
-
-def fold_claude_user(said: Said, line: dict[str, Any], content: object) -> Said:
-    """A `user` line: a prompt, or what the CLI tells the model within a turn. A background shell that ended
-    wakes the agent: then its last turn goes on."""
-    text, origin = join_texts(content, "text"), as_map(line.get("origin")).get("kind")
-    blocks = content if isinstance(content, list) else []
-    if text.startswith("[Request interrupted by user"):
-        return said._replace(state="failed", error="the turn was interrupted")
-    if line.get("isCompactSummary") is True or CLAUDE_ASIDE.match(text):
-        return said
-    is_tool_result = any(as_map(block).get("type") == "tool_result" for block in blocks)
-    if is_tool_result or text.startswith("<task-notification>") or origin not in (None, "human"):
-        return said._replace(state="busy")
-    return next_turn(said, text)
+def break_off(said: Said, words: str, *, is_limit: object = False, is_login: object = False) -> Said:
+    """The turn after an error, in the agent's own words."""
+    return said._replace(state="limited" if is_limit else "login" if is_login else "failed", error=words)
 
 
 def fold_claude_line(said: Said, line: dict[str, Any]) -> Said:
@@ -1507,41 +1414,28 @@ def fold_claude_line(said: Said, line: dict[str, Any]) -> Said:
         return said
     kind, message = line.get("type"), as_map(line.get("message"))
     content = message.get("content")
+    text = join_texts(content, "text")
     if kind == "user":
-        return fold_claude_user(said, line, content)
+        blocks, origin = content if isinstance(content, list) else [], as_map(line.get("origin")).get("kind")
+        aside = r"<(?:command-name|local-command-\w+|bash-stdout|bash-stderr)>"   # of the CLI: asks no model
+        if text.startswith("[Request interrupted by user"):
+            return break_off(said, "the turn was interrupted")
+        if line.get("isCompactSummary") is True or re.match(aside, text):
+            return said
+        is_tool_result = any(as_map(block).get("type") == "tool_result" for block in blocks)
+        if is_tool_result or text.startswith("<task-notification>") or origin not in (None, "human"):
+            return said._replace(state="busy")   # also when a background shell ended: its last turn goes on
+        return next_turn(said, text)
     if kind == "system" and line.get("subtype") == "turn_duration":
         return said._replace(state="ready") if said.state == "busy" else said
     if kind != "assistant":
         return said
-    text = join_texts(content, "text")
-    if line.get("isApiErrorMessage") or message.get("model") == "<synthetic>":
-        return fold_claude_error(said, line, text)
+    if line.get("isApiErrorMessage") or message.get("model") == "<synthetic>":   # 2.1.329: of the CLI itself
+        is_login = line.get("error") == "authentication_failed" or line.get("apiErrorStatus") in (401, 403)
+        return break_off(said, text, is_login=is_login or "Please run /login" in text, is_limit=re.search(
+            r"You['’]ve hit your .{1,40} limit|(?<!not your )usage limit", text))
     return said._replace(state="busy", text=text or said.text, model=str(message.get("model") or ""),
-                         tokens=count_tokens(message.get("usage"), CLAUDE_TOKENS) or said.tokens)
-
-
-GEMINI_TOKENS = {"input": "input", "output": "output", "cached": "cached"}
-CODEX_TOKENS = {"input_tokens": "input", "output_tokens": "output", "cached_input_tokens": "cached"}
-
-
-def fold_codex_end(said: Said, payload: dict[str, Any]) -> Said:
-    """The end of a Codex turn: an answer, or `error` with the CLI's own words."""
-    error = as_map(payload.get("error"))
-    if not error:
-        return said._replace(state="ready", text=str(payload.get("last_agent_message") or said.text))
-    words = str(error.get("message") or "no reason given")
-    is_login = re.match(r"unexpected status 40[13]\b", words)
-    is_limit = error.get("codex_error_info") == "usage_limit_exceeded"
-    return said._replace(state="limited" if is_limit else "login" if is_login else "failed", error=words)
-
-
-def fold_codex_item(said: Said, item: dict[str, Any]) -> Said:
-    """A finished item: the first prompt since the last turn's end begins one, a later one steers it."""
-    if item.get("type") == "UserMessage" and said.state != "busy":
-        return next_turn(said, join_texts(item.get("content"), "text"))._replace(model=said.model)
-    if item.get("type") == "AgentMessage" and said.state == "busy":
-        return said._replace(text=join_texts(item.get("content"), "Text") or said.text)
-    return said
+                         tokens=count_tokens(message.get("usage"), TOKENS) or said.tokens)
 
 
 def fold_codex_line(said: Said, line: dict[str, Any]) -> Said:
@@ -1551,17 +1445,27 @@ def fold_codex_line(said: Said, line: dict[str, Any]) -> Said:
     kind, is_busy = payload.get("type"), said.state == "busy"
     if line.get("type") == "turn_context":
         return said._replace(model=str(payload.get("model") or ""))
-    if kind == "task_started" and is_busy:   # its process ended in the middle, and was resumed
-        return said._replace(state="failed", error="the turn was cut off")
-    if kind == "task_complete" and is_busy:
-        return fold_codex_end(said, payload)
-    if kind == "turn_aborted" and is_busy:
-        return said._replace(state="failed", error="the turn was %s" % payload.get("reason", "aborted"))
-    if kind == "item_completed":
-        return fold_codex_item(said, as_map(payload.get("item")))
-    if kind == "token_count" and is_busy:
+    item = as_map(payload.get("item")) if kind == "item_completed" else {}
+    if item.get("type") == "UserMessage" and not is_busy:   # a later one steers the turn
+        return next_turn(said, join_texts(item.get("content"), "text"))._replace(model=said.model)
+    if not is_busy:
+        return said
+    if item.get("type") == "AgentMessage":
+        return said._replace(text=join_texts(item.get("content"), "Text") or said.text)
+    if kind == "task_started":   # its process ended in the middle, and was resumed
+        return break_off(said, "the turn was cut off")
+    error = as_map(payload.get("error"))
+    if kind == "task_complete" and error:
+        words = str(error.get("message") or "no reason given")
+        return break_off(said, words, is_limit=error.get("codex_error_info") == "usage_limit_exceeded",
+                         is_login=re.match(r"unexpected status 40[13]\b", words))
+    if kind == "task_complete":
+        return said._replace(state="ready", text=str(payload.get("last_agent_message") or said.text))
+    if kind == "turn_aborted":
+        return break_off(said, "the turn was %s" % payload.get("reason", "aborted"))
+    if kind == "token_count":
         usage = as_map(payload.get("info")).get("last_token_usage")
-        return said._replace(tokens=count_tokens(usage, CODEX_TOKENS) or said.tokens)
+        return said._replace(tokens=count_tokens(usage, TOKENS) or said.tokens)
     return said
 
 
@@ -1573,52 +1477,33 @@ def fold_opencode_row(said: Said, row: dict[str, Any]) -> Said:
         return next_turn(said, text) if text else said
     if data.get("role") != "assistant" or data.get("summary") is True:
         return said
-    error, tokens = as_map(data.get("error")), as_map(data.get("tokens"))
+    error = as_map(data.get("error"))
     said = said._replace(text=text or said.text, model=str(data.get("modelID") or ""),
-                         tokens=count_tokens(tokens, {"input": "input", "output": "output"}) or said.tokens)
+                         tokens=count_tokens(data.get("tokens"), TOKENS) or said.tokens)
     if error:
-        words = str(as_map(error.get("data")).get("message") or error.get("name"))
-        status = as_map(error.get("data")).get("statusCode")
-        is_login = error.get("name") == "ProviderAuthError" or status == 401
-        state = "login" if is_login else "failed"
-        return said._replace(state=state, error=words)
+        facts = as_map(error.get("data"))
+        return break_off(said, str(facts.get("message") or error.get("name")),
+                         is_login=error.get("name") == "ProviderAuthError" or facts.get("statusCode") == 401)
     return said._replace(state="ready" if data.get("finish") == "stop" else "busy")
-
-
-def join_parts(content: object) -> str:
-    """The texts of Gemini's parts, which have no type; a plain text is its own only part."""
-    if isinstance(content, str):
-        return content
-    parts = map(as_map, content if isinstance(content, list) else [])
-    return "".join(part["text"] for part in parts
-                   if isinstance(part.get("text"), str) and not part.get("thought"))
-
-
-def fold_gemini_error(said: Said, words: str) -> Said:
-    """An error line: the request failed. The CLI may go on by itself when a tool ran before (0.61.0)."""
-    if re.search(r"exhausted your daily quota|exceeded your current quota|capacity on this model", words):
-        return said._replace(state="limited", error=words)
-    if re.search(r'"code":40[13]\b|UNAUTHENTICATED|API key not valid|API_KEY_INVALID', words):
-        return said._replace(state="login", error=words)
-    return said._replace(state="failed", error=words)
 
 
 def fold_gemini_line(said: Said, line: dict[str, Any]) -> Said:
     """One line of Gemini's chat record (0.61.0). A message that calls a tool comes twice under one id, first
-    like a final answer and, when the tool has run, with `toolCalls`: only the screen tells the end of a turn.
-    """
+    as if it were final, then, when the tool has run, with `toolCalls`: only the screen tells a turn's end."""
     kind, shown = line.get("type"), line.get("displayContent")   # what was typed for "@file"
-    text = join_parts(line.get("content") if shown is None else shown)
-    nudge = re.match(r"\[?System: (?:You|Potential loop) ", join_parts(line.get("content")))
-    if kind == "user" and nudge:                                 # the CLI asks once more
+    whole = join_texts(line.get("content"), None, "")
+    text = whole if shown is None else join_texts(shown, None, "")
+    if kind == "user" and re.match(r"\[?System: (?:You|Potential loop) ", whole):   # the CLI asks once more
         return said._replace(state="busy", error="")
     is_again = said.state == "busy" and said.prompt == letters(text)[:400]   # after a question (0.61.0)
     if kind == "user" and text:
         return said._replace(state="busy") if is_again else next_turn(said, text)
-    if kind == "error":
-        return fold_gemini_error(said, text or "no reason given")
+    if kind == "error":                                          # it may go on when a tool ran before
+        return break_off(said, text or "no reason given", is_limit=re.search(
+            r"exhausted your daily quota|exceeded your current quota|capacity on this model", text),
+            is_login=re.search(r'"code":40[13]\b|UNAUTHENTICATED|API key not valid|API_KEY_INVALID', text))
     if kind == "info" and text == "Request cancelled.":          # what a tool left comes after it
-        return said._replace(state="failed", error="the turn was interrupted")
+        return break_off(said, "the turn was interrupted")
     if said.state in ("failed", "limited", "login"):
         return said
     if kind == "user":                                           # a tool's result goes to the model
@@ -1627,7 +1512,7 @@ def fold_gemini_line(said: Said, line: dict[str, Any]) -> Said:
         return said
     return said._replace(state="busy" if line.get("toolCalls") else "unknown", text=text or said.text,
                          model=str(line.get("model") or said.model),
-                         tokens=count_tokens(line.get("tokens"), GEMINI_TOKENS) or said.tokens)
+                         tokens=count_tokens(line.get("tokens"), TOKENS) or said.tokens)
 
 
 FORMATS: dict[str, Callable[[Said, dict[str, Any]], Said]] = {
@@ -1638,25 +1523,27 @@ FORMATS: dict[str, Callable[[Said, dict[str, Any]], Said]] = {
 }
 
 
-def fold_record(turns: list[Said], text: str, format: str) -> list[Said]:
-    """The turns of a record after the JSON lines in `text`; what is no JSON object is passed over. The first
-    one stands for what the record holds before any turn."""
-    turns = turns or [Said()]
+def parse_json_lines(text: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects among the lines of a text; what is none is passed over."""
     for line in text.split("\n"):
         with contextlib.suppress(ValueError, RecursionError):
-            said = FORMATS[format](turns[-1], as_map(json.loads(line)))
-            turns[-1:] = [turns[-1], said] if said.turn > turns[-1].turn else [said]
+            yield as_map(json.loads(line))
+
+
+def fold_record(turns: list[Said], text: str, format: str) -> list[Said]:
+    """The turns of a record after more of its lines; the first one stands for what comes before any turn."""
+    turns = turns or [Said()]
+    for row in parse_json_lines(text):
+        said = FORMATS[format](turns[-1], row)
+        turns[-1:] = [turns[-1], said] if said.turn > turns[-1].turn else [said]
     return turns
 
 
 def find_turn(turns: list[Said], mark: str, base: int) -> Said:
     """The first turn behind the first `base` ones that a prompt beginning with `mark` began: others may have
-    typed too. An empty one when there is none yet.
-
-    A prompt that comes while a tool runs may join our turn (opencode 1.18.33): then one answer is for both. A
-    record that starts with an answer has lost its prompt: a Gemini that starts removes the empty records of
-    others (0.61.0).
-    """
+    typed too. An empty one when there is none yet. A prompt that comes while a tool runs may join our turn
+    (opencode 1.18.33): then one answer is for both. A record that starts with an answer has lost its prompt:
+    a Gemini that starts removes the empty records of others (0.61.0)."""
     if not base and len(turns) == 1 and turns[0].text:
         return turns[0]._replace(turn=1)
     found, last = [one for one in turns if one.turn > base and mark in one.prompt] or [Said()], turns[-1]
@@ -1691,9 +1578,9 @@ MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", 
 
 
 def parse_reset(text: str, now: float) -> Optional[float]:
-    """When a limit ends, by what stands behind "resets", "try again" and the like: a span (4h17m9s), a time,
-    or a day and a time, in the zone that is named there, else in ours. Seconds since 1970; None when it says
-    nothing we know. A time without a day is the next one, or one that has just passed."""
+    """When a limit ends, by what stands behind "resets", "try again" and the like: a span (4h17m9s), a time
+    (the next one, or one that has just passed), or a day and a time, in the zone that is named there, else in
+    ours. Seconds since 1970; None when it says nothing we know."""
     import datetime   # 3 ms each, and only where somebody asks for a quota or meets a limit
     import zoneinfo
     found = RESET.search(text)
@@ -1741,35 +1628,23 @@ def usage_of(windows: Iterable[Window], unknown: str) -> Usage:
     return Usage(known) if is_known else Usage(unknown=unknown)
 
 
-def read_json_lines(text: str) -> list[dict[str, Any]]:
-    """The JSON objects among the lines of a text."""
-    rows = []
-    for line in text.split("\n"):
-        with contextlib.suppress(ValueError, RecursionError):
-            rows.append(as_map(json.loads(line)))
-    return rows
-
-
 def parse_claude_usage(text: str, now: float) -> Optional[Usage]:
     """Claude Code's answer to a get_usage request (2.1.197, 2.1.329); None until it is there."""
-    answer = next((as_map(row.get("response")) for row in read_json_lines(text)
-                   if row.get("type") == "control_response"), None)
-    if answer is None:
+    answers = [as_map(row.get("response")) for row in parse_json_lines(text)
+               if row.get("type") == "control_response"]
+    if not answers:
         return None
-    facts = as_map(answer.get("response"))
+    answer, facts = answers[0], as_map(answers[0].get("response"))
     if facts.get("rate_limits_available") is False:   # an API key, a token, or no login at all
         return Usage(unknown=NO_WINDOWS)
-    limits, rows = as_map(facts.get("rate_limits")), []
-    for key, limit in limits.items():
-        slot = re.match(r"(five_hour|seven_day)_?(\w*)$", key)
-        if slot:
-            rows.append((WINDOW_NAMES[slot[1]], slot[2].title(), "utilization", as_map(limit)))
+    limits = as_map(facts.get("rate_limits"))
+    rows = [(WINDOW_NAMES.get(key[:9]), key[10:].title(), as_map(limit), "utilization")   # seven_day_sonnet
+            for key, limit in limits.items()]
     for limit in map(as_map, limits["limits"] if isinstance(limits.get("limits"), list) else ()):
         model = as_map(as_map(limit.get("scope")).get("model")).get("display_name")
-        if model:
-            rows.append(("week", model, "percent", limit))
-    windows = (make_window("%s (%s)" % (name, model) if model else name, row[key], row.get("resets_at"), now)
-               for name, model, key, row in rows if row.get(key) is not None)
+        rows.append(("week" if model else None, model, limit, "percent"))
+    windows = (make_window("%s (%s)" % (name, model) if model else name, row[used], row.get("resets_at"), now)
+               for name, model, row, used in rows if name and row.get(used) is not None)
     return usage_of(windows, str(answer.get("error") or "its usage could not be fetched"))
 
 
@@ -1786,10 +1661,9 @@ def judge_codex_login(limits: dict[str, Any], account: dict[str, Any]) -> Option
 
 
 def parse_codex_usage(text: str, now: float) -> Optional[Usage]:
-    """The rate limits that Codex tells: its app-server's answers to requests 2 (limits) and 3 (account), or
-    the last ones of a rollout (0.169.0). None until they are there. A window is known by how long it is:
-    that of a week has stood in the first slot too."""
-    rows = read_json_lines(text)
+    """The rate limits in its app-server's answers to requests 2 (limits) and 3 (account), or the last ones of
+    a rollout (0.169.0); None until they are there. The window of a week has stood in the first slot too."""
+    rows = list(parse_json_lines(text))
     answers = {row["id"]: row for row in rows if type(row.get("id")) is int}
     noted = [as_map(as_map(row.get("payload")).get("rate_limits")) for row in rows]
     result = as_map(as_map(answers.get(2)).get("result"))
@@ -2747,7 +2621,7 @@ class Sight(NamedTuple):
     exit_status: Optional[int] = None   # None while it runs, and when it ended without telling
     is_gone: bool = False               # the launcher has ended
     screen: Screen = Screen("")
-    verdict: Verdict = UNKNOWN
+    verdict: Verdict = Verdict("unknown")
     said: Said = Said()
     is_recorded: bool = False           # there is a record, so a turn that it does not know is none
     options: tuple[Option, ...] = ()    # of the question that is open
@@ -3315,8 +3189,7 @@ class Route(NamedTuple):
 
 
 def usage_path(state: str, profile: Profile, env: dict[str, str]) -> str:
-    """Where the usage of a profile's account is kept: an account is known by its agent's folder, and by which
-    keys are set."""
+    """Where the usage of an account is kept: its agent's folder, and which keys are set, tell it apart."""
     keys = sorted(name if name[-1] != "L" else name + env[name] for name in env
                   if re.search(r"_(?:API_KEY|TOKEN|BASE_URL)$", name))
     account = checksum((profile.command, record_home(profile.agent, env) or env.get("HOME"), keys))
@@ -3325,28 +3198,17 @@ def usage_path(state: str, profile: Profile, env: dict[str, str]) -> str:
 
 def load_usage(path: str, now: float) -> Usage:
     """What is kept of an account, less what is over by now; an empty one when nothing can be read there."""
-    try:
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):   # another version's, damaged
         facts = as_map(json.loads(read_file(path) or "{}"))
-        rows = [make_window(*row, now=now) for row in facts.pop("windows")]
-        usage = Usage(tuple(rows), **facts.pop("usage"))
-        is_ours = facts == {"format": USAGE_FORMAT}
-        is_ours = is_ours and all(type(one) in (int, float) for one in usage[4:])
-        is_limited = usage.limited_until > now
-    except (ValueError, TypeError, KeyError, RecursionError):   # another version's, or damaged
-        return Usage()
-    return usage._replace(limited_until=usage.limited_until * is_limited) if is_ours else Usage()
-
-
-@contextlib.contextmanager
-def kept_usage(path: str) -> Iterator[Usage]:
-    """What is kept of an account, locked, so that ten who ask at once ask the agent once."""
-    make_folder(os.path.dirname(path))
-    with hold_lock(path + ".lock"):
-        yield load_usage(path, time.time())
+        windows = tuple(make_window(*row, now=now) for row in facts.pop("windows"))
+        usage = Usage(windows, **facts.pop("usage"))
+        if facts == {"format": USAGE_FORMAT} and all(type(one) in (int, float) for one in usage[4:]):
+            return usage if usage.limited_until > now else usage._replace(limited_until=0.0)
+    return Usage()
 
 
 def keep_usage(path: str, usage: Usage) -> None:
-    """Writes down what is known of an account; within `kept_usage`."""
+    """Writes down what is known of an account. The caller holds its lock."""
     facts = usage._asdict()
     kept = {"format": USAGE_FORMAT, "windows": facts.pop("windows"), "usage": facts}
     write_file(path, json.dumps(kept) + "\n")
@@ -3356,19 +3218,19 @@ def ask_probe(probe: Probe, profile: Profile, env: dict[str, str], program: str,
               echo: Optional[Tell]) -> Usage:
     """What one of an agent's sources says."""
     import glob
-    parse, read_at = functools.partial(USAGE_FORMATS[probe.format], now=time.time()), time.time()
+    parse, read_at, last = functools.partial(USAGE_FORMATS[probe.format], now=time.time()), time.time(), ""
     if probe.args:
         try:
             text = converse((program, *probe.args), probe.send, parse, env=env, deadline_s=PROBE_S,
                             echo=echo)
         except Failure as failure:   # one agent's trouble is not to hide what the others tell
             return Usage(unknown=failure.what)
+        last = clean_text(text).strip().split("\n")[-1][:200]
     else:
-        files = glob.glob(os.path.join(glob.escape(record_home(profile.agent, env)), probe.files))
-        path = max(files, key=lambda path: file_stamp(path)[1], default="")
+        files = os.path.join(glob.escape(record_home(profile.agent, env)), probe.files)
+        path = max(glob.glob(files), key=lambda path: file_stamp(path)[1], default="")
         size, read_at = file_stamp(path)
         text = decode(read_bytes(path, max(0, size - TAIL_BYTES)) or b"")
-    last = clean_text(text).strip().split("\n")[-1][:200] if probe.args else ""
     return (parse(text) or Usage(unknown=last or "no answer"))._replace(source=probe.source, read_at=read_at)
 
 
@@ -3377,19 +3239,17 @@ def ask_agent(profile: Profile, env: dict[str, str], program: str, echo: Optiona
     quota, troubles = profile.agent.quota, []
     for probe in quota.probes:
         usage = ask_probe(probe, profile, env, program, echo)
-        if not usage.unknown:
+        unknown, has_login = usage.unknown, usage.has_login
+        if not unknown:
             return usage
-        troubles.append("%s: %s" % (probe.source, usage.unknown))
-        if usage.unknown == NO_WINDOWS or usage.has_login is False:   # no other source will know more
-            break
-    else:
-        return Usage(unknown="; ".join(troubles) or quota.unknown)
-    if usage.has_login is None and quota.login:
-        with contextlib.suppress(Failure):
-            ran = run_command(program, *quota.login, env=env, timeout_s=PROBE_S, echo=echo)
-            usage = usage._replace(has_login=ran.status == 0)
-    words = "not logged in" if usage.has_login is False else usage.unknown
-    return Usage(unknown=words, has_login=usage.has_login)
+        if unknown == NO_WINDOWS and has_login is None and quota.login:
+            with contextlib.suppress(Failure):
+                ran = run_command(program, *quota.login, env=env, timeout_s=PROBE_S, echo=echo)
+                has_login = ran.status == 0
+        if unknown == NO_WINDOWS or has_login is False:   # no other source will know more
+            return Usage(unknown="not logged in" if has_login is False else unknown, has_login=has_login)
+        troubles.append("%s: %s" % (probe.source, unknown))
+    return Usage(unknown="; ".join(troubles) or quota.unknown)
 
 
 def read_usage(profile: Profile, env: dict[str, str], state: str, program: str, *, is_fresh: bool = False,
@@ -3400,7 +3260,9 @@ def read_usage(profile: Profile, env: dict[str, str], state: str, program: str, 
     usage = load_usage(path, began)
     if not is_fresh and abs(began - usage.asked_at) < CACHE_S:
         return usage
-    with kept_usage(path) as usage:
+    make_folder(os.path.dirname(path))
+    with hold_lock(path + ".lock"):   # ten who ask at once ask the agent once
+        usage = load_usage(path, time.time())
         if abs(time.time() - usage.asked_at) < CACHE_S and (usage.asked_at >= began or not is_fresh):
             return usage   # somebody else has asked while we waited for the lock
         found = ask_agent(profile, env, program, echo)
@@ -3413,7 +3275,9 @@ def read_usage(profile: Profile, env: dict[str, str], state: str, program: str, 
 
 def note_limit(path: str, resets_at: Optional[float]) -> None:
     """Remembers a limit that a run has met."""
-    with kept_usage(path) as usage:
+    make_folder(os.path.dirname(path))
+    with hold_lock(path + ".lock"):
+        usage = load_usage(path, time.time())
         keep_usage(path, usage._replace(limited_until=resets_at or time.time() + FORGET_S))
 
 
@@ -3463,17 +3327,16 @@ def choose_route(chain: Iterable[Profile], read: Callable[[Profile], Usage], lim
     for place, profile in enumerate(chain):
         try:
             usage = read(profile)
+            if usage.has_login is False:
+                raise Failure("%s is not logged in" % profile.name)
         except Failure as failure:
             notes.append(failure.what)
-            continue
-        if usage.has_login is False:
-            notes.append("%s is not logged in" % profile.name)
             continue
         asked, bounds = asked or usage, {} if place else limits
         reason = find_reason(usage, bounds, now)
         if not reason:
             is_unknown = all(window.used_percent is None for window in usage.windows)
-            if not place or not notes:
+            if not notes:
                 notes.append("%s %s" % (profile.name, describe_usage(usage, bounds, now)))
             reason = "%s -> %s" % ("; ".join(notes), profile.name)
             return Route(profile, reason, asked, not place and is_unknown)
@@ -3487,8 +3350,7 @@ def choose_route(chain: Iterable[Profile], read: Callable[[Profile], Usage], lim
 
 def find_route(names: Iterable[str], config: Config, base: dict[str, str], *, is_fresh: bool = False,
                limits: Optional[dict[str, float]] = None, echo: Optional[Tell] = None) -> Route:
-    """Who of these profiles does the work. The first one is preferred, up to the limits of the config, or to
-    `limits`."""
+    """Who of these profiles does the work: the first one, up to the limits of the config, or to `limits`."""
     chain = [find_target(config, name) for name in dict.fromkeys(names)]
     read = functools.partial(read_account, base=base, is_fresh=is_fresh, echo=echo)
     return choose_route(chain, read, find_limits(config, chain[0]) if limits is None else limits, time.time())
@@ -3711,7 +3573,7 @@ def look_pause_s(worker: Worker, progress: Progress, sight: Sight, at_s: float) 
 def note_sight(progress: Progress, sight: Sight, at_s: float) -> Progress:
     """What is known after one more look, `at_s` seconds after the run's start."""
     state, face = settle_state(sight), checksum(sight.screen.text)
-    trace = checksum((progress_mark(sight.screen), sight.said))
+    trace = checksum((SPINNING.sub(" ", sight.screen.text), sight.said))
     return progress._replace(
         state=state, looks=progress.looks + 1 if state == progress.state else 1,
         began=progress.began or state == "busy" or sight.said.state != "unknown" or sight.said.turn > 0,
@@ -4358,21 +4220,19 @@ def route_object(route: Route, now: float) -> dict[str, Any]:
 
 def usage_lines(name: str, usage: Usage, now: float, has_bars: bool) -> list[str]:
     """The quota of an agent's account for a person."""
-    lines = []
-    for window in usage.windows:
-        used, resets = window.used_percent, ""
-        if window.resets_at:
-            hours, minutes = divmod(max(0, int(window.resets_at - now)) // 60, 60)
-            resets = "resets %s (in %d h %02d min)" % (clock_text(window.resets_at, now), hours, minutes)
+    rows = []
+    for period, used, resets_at in usage.windows:
         bar = "[%-20s] " % ("█" * round((used or 0) / 5)) if has_bars else ""
-        percent = "  ?  " if used is None else "%4.0f%%" % used
-        lines.append("%-10s %-16s %s%s  %s" % (name, window.name, bar, percent, resets))
-    if usage.windows:
-        lines.append("%-10s %-16s %d s ago, by %s" % (name, "read", now - usage.read_at, usage.source))
-    if usage.limited_until:
-        until_at = clock_text(usage.limited_until, now)
-        lines.append("%-10s %-16s until %s, met by a run" % (name, "limited", until_at))
-    return lines + ["%-10s %-16s %s" % (name, "unknown", usage.unknown)] * bool(usage.unknown)
+        text = "%s%s  " % (bar, "  ?  " if used is None else "%4.0f%%" % used)
+        if resets_at:
+            hours, minutes = divmod(max(0, int(resets_at - now)) // 60, 60)
+            text += "resets %s (in %d h %02d min)" % (clock_text(resets_at, now), hours, minutes)
+        rows.append((period, text))
+    until_at = clock_text(usage.limited_until, now)
+    rows += [("read", usage.windows and "%d s ago, by %s" % (now - usage.read_at, usage.source)),
+             ("limited", usage.limited_until and "until %s, met by a run" % until_at),
+             ("unknown", usage.unknown)]
+    return ["%-10s %-16s %s" % (name, *row) for row in rows if row[1]]
 
 
 def order_tree(runs: list[Run]) -> list[tuple[int, Run]]:

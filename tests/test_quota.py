@@ -862,7 +862,7 @@ def route_of(text):
 
 def test_without_a_config_claude_is_preferred_up_to_80_percent_of_its_session():
     config = read_config(PROFILES, "test")
-    assert config.smart_route == selftalk.SmartRoute(("claude", "gemini"), {"session": 80.0}, {})
+    assert config.smart_route == selftalk.SmartRoute(("claude", "gemini"), {})
     assert find_limits(config, config.profiles["fast"]) == {"session": 80.0}
 
 
@@ -882,7 +882,8 @@ def test_smart_route_is_read_as_written():
 
 def test_smart_route_needs_no_profiles_and_what_is_left_out_stays():
     config = read_config("smart_route:\n  threshold: {week: 90}\n", "test")
-    assert config.smart_route == selftalk.SmartRoute(("claude", "gemini"), {"session": 80.0, "week": 90.0}, {})
+    assert config.smart_route == selftalk.SmartRoute(("claude", "gemini"), {"": {"week": 90.0}})
+    assert find_limits(config, config.profiles["codex"]) == {"session": 80.0, "week": 90.0}
     assert "codex" in config.profiles and route_of("smart_route:\n").chain == ("claude", "gemini")
     assert route_of("smart_route: {chain: []}\n").chain == ("claude", "gemini")
 

@@ -136,7 +136,7 @@ def test_a_rule_compiles_and_its_region_and_state_exist(agent, rule):
     assert kind in ("title", "screen", "bottom", "below", "at")
     assert operand.isdigit() if kind == "bottom" else operand in AGENTS[agent].pane.marks or not operand
     assert rule.state in STATES and rule.state != "unknown"
-    assert rule.needs and rule.seen
+    assert rule.needs and (rule.seen or AGENTS[agent].seen)
     for regex in rule.needs + rule.unless + tuple(AGENTS[agent].pane.marks.values()):
         re.compile(regex)
 
@@ -293,7 +293,7 @@ def test_a_dialog_that_may_be_answered_is_recognised_on_its_captures_only(agent)
     for path in (path for path in FILES if path.parts[-4] == agent):
         bottom = cut_region(read_capture(path), "bottom:20", {})
         for dialog in dialogs:
-            assert len(dialog.needs) > 1 and dialog.seen
+            assert len(dialog.needs) > 1 and AGENTS[agent].seen
             if all(re.search(need, bottom, re.MULTILINE) for need in dialog.needs):
                 assert path.parts[-2] == "asks", "%s would be answered on %s" % (dialog.name, name_of(path))
                 assert not dialog.choose or plan_keys(find_options(bottom), dialog.choose)
