@@ -629,7 +629,6 @@ OPENCODE_QUERY = """
     FROM message WHERE message.session_id = :session
     ORDER BY coalesce(json_extract(message.data, '$.parentID'), message.id), message.time_created"""
 
-DEMO = Agent("demo", "", pane=Pane({}, DEMO_RULES, DEMO_DIALOGS))   # of `selftalk demo`: see room 17
 GENERIC = Agent("generic", "", pane=Pane(silence_s=60.0))   # over when it publishes, exits, or falls silent
 
 AGENT_ROWS = (
@@ -705,7 +704,7 @@ AGENT_ROWS = (
 
     Agent("cursor", "cursor-agent", pane=Pane(silence_s=60.0)),
 
-    DEMO,
+    Agent("demo", "", pane=Pane({}, DEMO_RULES, DEMO_DIALOGS)),   # the worker of `selftalk demo`: see room 17
 )
 AGENTS = {row.name: row for row in AGENT_ROWS}
 ROUTE = ("claude", "gemini")   # who is preferred, and who falls in, when nobody says
@@ -803,16 +802,6 @@ def find_spot(text: str, index: int, before: Spot = Spot(0, 0, 1)) -> Spot:
     return Spot(index, before.line + text.count("\n", before.index, index), index - feed)
 
 
-def frame_text(text: str) -> str:
-    """The text between a line feed and END, each of its lines ended by a line feed."""
-    text = "\n" + text[text.startswith("\ufeff"):].replace("\r\n", "\n").replace("\r", "\n")
-    found = UNPRINTABLE.search(text)
-    if found:
-        raise yaml_error(find_spot(text, found.start()), f"character U+{ord(found[0]):04X} is not allowed",
-                         f'remove it, or write "\\u{ord(found[0]):04X}" within double quotes')
-    return text.removesuffix("\n") + "\n" + END
-
-
 def skip_in_block(text: str, spot: Spot) -> Spot:
     """Where the text goes on after white space and comments, outside of brackets."""
     at = find_spot(text, GAP.match(text, spot.index).end(), spot)
@@ -830,16 +819,6 @@ def skip_in_flow(text: str, spot: Spot, past: int = 0, *, opener: Spot, indent: 
         raise yaml_error(at, "a line within brackets is not indented enough",
                          "indent it more than the key or dash before the brackets")
     return at
-
-
-def skip_after_value(text: str, spot: Spot) -> Spot:
-    """Where the text goes on after a value outside of brackets: on another line."""
-    at = skip_in_block(text, spot)
-    if at.line > spot.line:
-        return at
-    what = "a colon after what is no key" if text[at.index] == ":" else "text after the end of the value"
-    raise yaml_error(at, what, "quote the whole value, or begin a map on a line of its own; "
-                               "put a space after the colon of a key, and before a comment")
 
 
 def open_node(spot: Spot, entries: Union[list, dict], parents: tuple[int, ...]) -> Node:
@@ -861,26 +840,22 @@ def add_entry(node: Node, key: Optional[Node], value: Node) -> None:
                          "remove or rename one of them; quote one if 1 has met true, or 0 false")
 
 
-def parse_quoted(text: str, spot: Spot) -> tuple[Spot, Node]:
-    """A scalar in single or double quotes."""
-    quote = text[spot.index]
-    found = QUOTED[quote].match(text, spot.index + 1)
-    rest = text[found.end():found.end() + 2]
-    if rest[0] != quote and "\n" in rest:
-        raise yaml_error(spot, "a quote that is not closed on its line",
-                         f"close it with {quote}; write a text of several lines below a |")
-    if rest[0] != quote:
-        raise yaml_error(find_spot(text, found.end(), spot), f"an unknown escape {rest}", "write \\\\ for \\")
-    value = found[0].replace("''", "'") if quote == "'" else re.sub(
-        r"\\(x..|u....|U.{8}|.)", lambda one: ESCAPES.get(one[1]) or chr(int(one[1][1:], 16)), found[0])
-    return find_spot(text, found.end() + 1, spot), Node(value, value, spot.line, spot.column)
-
-
 def parse_scalar(text: str, spot: Spot, style: re.Pattern[str]) -> tuple[Spot, Node]:
     """A scalar with or without quotes, these by the core schema; `style` is IN_BLOCK or IN_FLOW."""
-    first, found = text[spot.index], style.match(text, spot.index)
+    first = text[spot.index]
     if first in QUOTED:
-        return parse_quoted(text, spot)
+        found = QUOTED[first].match(text, spot.index + 1)
+        rest = text[found.end():found.end() + 2]
+        if rest[0] != first and "\n" in rest:
+            raise yaml_error(spot, "a quote that is not closed on its line",
+                             f"close it with {first}; write a text of several lines below a |")
+        at = find_spot(text, found.end(), spot)
+        if rest[0] != first:
+            raise yaml_error(at, f"an unknown escape {rest}", "write \\\\ for \\")
+        value = found[0].replace("''", "'") if first == "'" else re.sub(
+            r"\\(x..|u....|U.{8}|.)", lambda one: ESCAPES.get(one[1]) or chr(int(one[1][1:], 16)), found[0])
+        return find_spot(text, found.end() + 1, at), Node(value, value, spot.line, spot.column)
+    found = style.match(text, spot.index)
     if not found:
         otherwise = (f"neither a key nor a plain text begins with {first}", "quote it if it is text")
         raise yaml_error(spot, *RESERVED.get(first, otherwise))
@@ -950,22 +925,28 @@ def parse_leaf(text: str, spot: Spot, parents: tuple[int, ...], style: re.Patter
     return find_spot(text, at.index + 1, at), node
 
 
-def parse_block(text: str, spot: Spot, parents: tuple[int, ...]) -> tuple[Spot, Node]:
-    """A value outside of brackets, and the spot where the text goes on after it."""
-    is_list, column, inside = text.startswith(DASHES, spot.index), spot.column, parents + (spot.column,)
+def parse_block(text: str, spot: Spot, parents: tuple[int, ...], is_leaf: bool = False) -> tuple[Spot, Node]:
+    """A value outside of brackets, and the spot where the text goes on after it; a leaf is no list or map."""
+    is_list = text.startswith(DASHES, spot.index) and not is_leaf
+    column, inside = spot.column, parents + (spot.column,)
     if not is_list:
         at, leaf = parse_leaf(text, spot, parents, IN_BLOCK)
-        if not COLON.match(text, at.index):
-            return skip_after_value(text, at), leaf
+        if is_leaf or not COLON.match(text, at.index):
+            after = skip_in_block(text, at)
+            if after.line > at.line:
+                return after, leaf
+            odd = {":": "a colon after what is no key"}
+            what = odd.get(text[after.index], "text after the end of the value")
+            raise yaml_error(after, what, "quote the whole value, or begin a map on a line of its own; "
+                                          "put a space after the colon of a key, and before a comment")
     node, at = open_node(spot, [] if is_list else {}, parents), spot
     while at.column == column and text.startswith(DASHES, at.index) == is_list:
         end, key = (find_spot(text, at.index + 1, at), None) if is_list else parse_key(text, at, IN_BLOCK)
         at, value = skip_in_block(text, end), Node(None, "", end.line, end.column)
-        if at.line == end.line and (key or "\t" in text[end.index:at.index]):
-            at, value = parse_leaf(text, at, inside, IN_BLOCK)
-            at = skip_after_value(text, at)
-        elif at.column > column or (key and at.column == column and text.startswith(DASHES, at.index)):
-            at, value = parse_block(text, at, inside)    # a list need not be indented below its key
+        is_beside = at.line == end.line and bool(key or "\t" in text[end.index:at.index])
+        is_below = key and at.column == column and text.startswith(DASHES, at.index)    # a list may stand so
+        if is_beside or at.column > column or is_below:
+            at, value = parse_block(text, at, inside, is_beside)
         add_entry(node, key, value)
     if at.column > column:
         raise yaml_error(at, f"a line indented by {at.column - 1} that is no part of what is above it",
@@ -974,8 +955,14 @@ def parse_block(text: str, spot: Spot, parents: tuple[int, ...]) -> tuple[Spot, 
 
 
 def parse_yaml(text: str) -> Node:
-    """The value of a text that is one YAML document (null when empty), or Unusable with line and column."""
-    text = frame_text(text)
+    """The value of a text that is one YAML document (null when empty), or Unusable with line and column. It
+    is framed first: by a line feed before it, and by END; each of its lines ends with a line feed."""
+    text = "\n" + text[text.startswith("\ufeff"):].replace("\r\n", "\n").replace("\r", "\n")
+    found = UNPRINTABLE.search(text)
+    if found:
+        raise yaml_error(find_spot(text, found.start()), f"character U+{ord(found[0]):04X} is not allowed",
+                         f'remove it, or write "\\u{ord(found[0]):04X}" within double quotes')
+    text = text.removesuffix("\n") + "\n" + END
     begin = find_spot(text, HEAD.match(text).end())
     at, mark = skip_in_block(text, begin), MARK.search(text, begin.index)
     if mark and text[at.index] != "%":
@@ -1748,11 +1735,9 @@ class ProcessRow(NamedTuple):
 def until(deadline_s: float, *, shortest_s: float = 0.005, longest_s: float = 0.2,
           clock: Callable[[], float] = time.monotonic,
           pause: Callable[[float], object] = time.sleep) -> Iterator[float]:
-    """Yields the seconds waited so far, pauses in between, and ends after `deadline_s`.
-
-    A pause is 3 % of what was waited already, from `shortest_s` up to `longest_s`: an event is seen within
-    3 % of the time it took, and a long wait costs next to nothing. `pause` may return early, on an event.
-    """
+    """Yields the seconds waited so far, pauses in between, and ends after `deadline_s`. A pause is 3 % of
+    what was waited already, from `shortest_s` up to `longest_s`: an event is seen within 3 % of the time it
+    took, and a long wait costs next to nothing. `pause` may return early, on an event."""
     started = clock()
     while True:
         waited = clock() - started
@@ -1882,11 +1867,6 @@ def file_stamp(path: str) -> tuple[int, float]:
     return (facts.st_size, facts.st_mtime) if facts else (-1, 0.0)
 
 
-def file_size(path: str) -> int:
-    """Bytes; -1 when there is no such file."""
-    return file_stamp(path)[0]
-
-
 def list_numbers(folder: str) -> list[int]:
     """The entries of a folder that are numbers, in order; none when it is not there, or not ours."""
     with contextlib.suppress(OSError):
@@ -1986,17 +1966,10 @@ def holds_variable(pid: int, assignment: str) -> bool:
     return bool(data) and os.fsencode(assignment) in data.split(b"\0")
 
 
-def is_older(process: Process, other: Process) -> bool:
-    """Whether a process was started before another one, where start times are numbers."""
-    return process.started.isdigit() and other.started.isdigit() and int(process.started) < int(other.started)
-
-
 def find_tree(root: Process, assignment: str) -> list[Process]:
     """A worker's living processes, never ourselves: below `root`, in its session, or started with the mark.
-
     The mark, `NAME=value` in the environment, finds what left tree and session: children that called setsid
-    and whose parent is gone. What is older than `root` is not asked: that halves the cost of an ending.
-    """
+    and whose parent is gone. What is older than `root` is not asked: that halves the cost of an ending."""
     rows = read_process_rows()
     family = {root.pid} if any(row.process == root for row in rows) else set()
     family |= {row.process.pid for row in rows if row.session in family}
@@ -2004,9 +1977,10 @@ def find_tree(root: Process, assignment: str) -> list[Process]:
     while more:
         more = {row.process.pid for row in rows if row.parent in family} - family
         family = family | more
-    return [row.process for row in rows if row.process.pid != os.getpid() and (
-        row.process.pid in family
-        or not is_older(row.process, root) and holds_variable(row.process.pid, assignment))]
+    since = int(root.started) if root.started.isdigit() else 0   # not so where ps tells it
+    return [one for one, _, _ in rows if one.pid != os.getpid() and (
+        one.pid in family
+        or not (one.started.isdigit() and int(one.started) < since) and holds_variable(one.pid, assignment))]
 
 
 def has_open(process: Process, path: str) -> bool:
@@ -2021,22 +1995,14 @@ def has_open(process: Process, path: str) -> bool:
     return False
 
 
-def signal_process(process: Process, number: int) -> None:
-    """Sends a signal to this very process, if it still lives."""
-    if is_alive(process):
-        with contextlib.suppress(ProcessLookupError, PermissionError):   # of a child that sudo started
-            os.kill(process.pid, number)
-
-
 def end_processes(find: Callable[[], list[Process]], grace_s: float = 2.0) -> list[Process]:
-    """Ends what `find` returns: TERM, `grace_s` to go, then KILL. Returns what is still alive.
-
-    `find` is asked again each time, since a process can start another one while it is ended.
-    """
+    """Ends what `find` returns: TERM, `grace_s` to go, then KILL. It is asked again each time, since a
+    process can start another one while it is ended. Returns what is still alive."""
     left = find()
     for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
-        for process in left:
-            signal_process(process, number)
+        for process in filter(is_alive, left):
+            with contextlib.suppress(ProcessLookupError, PermissionError):   # of a child that sudo started
+                os.kill(process.pid, number)
         for _ in until(grace_s, shortest_s=0.001):
             if not any(is_alive(process) for process in left):
                 break
@@ -2085,7 +2051,7 @@ def converse(argv: tuple[str, ...], send: str, is_answer: Callable[[str], object
                                          env=env, cwd=folder, start_new_session=True)
         except OSError as error:
             raise Failure("%s: cannot be run: %s" % (argv[0], (error.strerror or "").lower())) from error
-        root = read_process(asked.pid)
+        root = read_process(asked.pid) or Process(0, "")   # ended: its mark tells what it left
         try:
             with contextlib.suppress(OSError):   # it may have ended without reading
                 os.write(asked.stdin.fileno(), send.encode())
@@ -2098,8 +2064,7 @@ def converse(argv: tuple[str, ...], send: str, is_answer: Callable[[str], object
             asked.stdin.close()
             any(asked.poll() is not None for _ in until(2.0))
         finally:
-            if root:
-                end_processes(lambda: find_tree(root, "SELFTALK_PROBE=" + folder))
+            end_processes(lambda: find_tree(root, "SELFTALK_PROBE=" + folder))
             asked.wait()
         return text
 
@@ -2111,9 +2076,7 @@ def converse(argv: tuple[str, ...], send: str, is_answer: Callable[[str], object
 
 TMUX_FLOOR = (3, 0)
 PANE_SIZE = (200, 50)          # wide enough that no agent wraps its status line
-PANE_ROOM = (60, 15)           # a pane beside the caller must not be smaller
 PANE_FACTS = "#{pid} #{session_id} #{pane_id} #{pane_pid} #{socket_path}"
-CLIENT_FLAGS = "no-output,ignore-size"   # tmux 3.2; a control client that only answers questions
 
 
 class PaneFacts(NamedTuple):
@@ -2136,22 +2099,18 @@ def socket_identity(path: str) -> Optional[list[int]]:
     return [facts.st_ino, facts.st_mtime_ns] if facts else None
 
 
-def parse_tmux_version(text: str) -> Optional[tuple[int, int]]:
-    """(3, 3) from `tmux 3.3a`, `tmux next-3.5`, `tmux openbsd-7.4`; None without a number (`tmux master`)."""
-    found = re.search(r"(\d+)\.(\d+)", text)
-    return (int(found.group(1)), int(found.group(2))) if found else None
-
-
 def check_tmux() -> tuple[int, int]:
-    """The version of tmux. `Missing` when there is none, or one that is too old."""
+    """The version of tmux: (3, 3) from `tmux 3.3a`, `tmux next-3.3`, `tmux openbsd-3.3`; the floor for one
+    without a number (`tmux master`). `Missing` when there is none, or one that is too old."""
     try:
-        version = parse_tmux_version(run_command("tmux", "-V").out)
+        found = re.search(r"(\d+)\.(\d+)", run_command("tmux", "-V").out)
     except Missing as error:
         raise Missing("tmux: not found", "apt install tmux, dnf install tmux or brew install tmux") from error
-    if version and version < TMUX_FLOOR:
+    version = (int(found.group(1)), int(found.group(2))) if found else TMUX_FLOOR
+    if version < TMUX_FLOOR:
         raise Missing("tmux: version %d.%d is too old, selftalk needs %d.%d" % (version + TMUX_FLOOR),
                       "install a newer tmux")
-    return version or TMUX_FLOOR
+    return version
 
 
 def explain_tmux(ran: Ran, doing: str) -> Failure:
@@ -2167,7 +2126,7 @@ def explain_tmux(ran: Ran, doing: str) -> Failure:
 
 def split_direction(width: int, height: int) -> str:
     """The tmux flag that splits a pane of this size best, or "" when there is no room."""
-    columns, lines = PANE_ROOM
+    columns, lines = 60, 15   # a pane beside the caller must not be smaller
     if width > 2 * columns and height >= lines:
         return "-h"
     return "-v" if height > 2 * lines and width >= columns else ""
@@ -2192,11 +2151,9 @@ class TmuxServer:
                            timeout_s=timeout_s)
 
     def start(self, argv: tuple[str, ...], env: dict[str, str]) -> PaneFacts:
-        """Starts the server with one session that runs `argv`, at a fixed size that no client changes.
-
-        tmux 3.2a takes the size from resize-window only, and `window-size manual` as an option kills 3.3 to
-        3.6: resize-window sets it for this window without harm. The user's own tmux.conf is not read.
-        """
+        """Starts the server with one session that runs `argv`, at a fixed size that no client changes. tmux
+        3.2a takes it from resize-window only, and `window-size manual` as an option kills 3.3 to 3.6:
+        resize-window sets it for this window without harm. The user's own tmux.conf is not read."""
         width, height = map(str, PANE_SIZE)
         ran = self.run("-f", "/dev/null", "set-option", "-g", "mouse", "on", ";",
                        "set-option", "-g", "history-limit", "50000", ";",
@@ -2241,8 +2198,7 @@ class TmuxServer:
 
 
 class ControlClient:
-    """A `tmux -C` client: asks a server questions without starting a process for each. It attaches with the
-    first question."""
+    """A `tmux -C` client, attached by its first question: a question costs no process of its own."""
 
     def __init__(self, server: TmuxServer, session: str) -> None:
         self.server, self.session, self._client, self._buffer = server, session, None, b""
@@ -2251,33 +2207,37 @@ class ControlClient:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._client:
-            self._close()
+        """Ends and reaps the client: a server with an unread one once lived on for an hour (tmux 3.3a)."""
+        import subprocess
+        client, self._client = self._client, None
+        try:
+            if client:
+                client.communicate(timeout=2.0)
+        except subprocess.TimeoutExpired:
+            client.kill()
+            client.wait()
 
     def ask(self, *commands: str) -> list[str]:
         """The output of each tmux command. `ServerGone` when the server or the pane has ended."""
-        with contextlib.suppress(ServerGone):   # a person may have detached us: no end of the server
-            return self._ask(commands)
-        return self._ask(commands)
-
-    def _ask(self, commands: tuple[str, ...]) -> list[str]:
-        deadline = time.monotonic() + 15.0
-        try:
-            if not self._client:
-                self._attach(deadline)
-            with contextlib.suppress(OSError):   # it has ended: what is read says so
-                self._client.stdin.write("".join(command + "\n" for command in commands).encode())
-                self._client.stdin.flush()
-            return [self._read_block(deadline) for _ in commands]
-        except Failure:   # an answer that comes late must not be taken for one to the next question
-            self._close()
-            raise
+        for is_last in (False, True):
+            deadline = time.monotonic() + 15.0
+            try:
+                if not self._client:
+                    self._attach(deadline)
+                with contextlib.suppress(OSError):   # it has ended: what is read says so
+                    self._client.stdin.write("".join(command + "\n" for command in commands).encode())
+                    self._client.stdin.flush()
+                return [self._read_block(deadline) for _ in commands]
+            except Failure as failure:
+                self.__exit__()   # an answer that comes late must not be taken for one to the next question
+                if is_last or not isinstance(failure, ServerGone):   # a person may have detached us
+                    raise
 
     def _attach(self, deadline: float) -> None:
         import subprocess
         # -t with a pane would move the focus to it, and without -E the session would get our environment.
         argv = ("tmux", "-u", "-C", "-S", self.server.socket, "attach-session", "-E", "-t", self.session)
-        argv += ("-f", CLIENT_FLAGS) if self.server.version >= (3, 2) else ()
+        argv += ("-f", "no-output,ignore-size") if self.server.version >= (3, 2) else ()
         if self.server.echo:
             self.server.echo("+ " + " ".join(map(shlex.quote, argv)))
         self._buffer = b""
@@ -2285,39 +2245,26 @@ class ControlClient:
                                         stderr=subprocess.DEVNULL)
         self._read_block(deadline)   # the answer to attach-session itself
 
-    def _close(self) -> None:
-        """Ends and reaps the client: a server with an unread one once lived on for an hour (tmux 3.3a)."""
-        import subprocess
-        client, self._client = self._client, None
-        try:
-            client.communicate(timeout=2.0)
-        except subprocess.TimeoutExpired:
-            client.kill()
-            client.wait()
-
-    def _read_line(self, deadline: float) -> bytes:
-        while b"\n" not in self._buffer:
-            stdout = self._client.stdout.fileno()
-            if not select.select([stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise Failure("tmux: the control client does not answer",
-                              "look whether the machine is overloaded")
-            data = os.read(stdout, 1 << 16)
-            if not data:
-                raise ServerGone("tmux: the server is gone")
-            self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return line
-
     def _read_block(self, deadline: float) -> str:
         """What stands between %begin and its own %end; notifications in between blocks are passed over."""
-        line, lines = b"", []
-        while not line.startswith(b"%begin "):
-            line = self._read_line(deadline)
-        stamp = line[len(b"%begin"):]
-        while line not in (b"%end" + stamp, b"%error" + stamp):
-            line = self._read_line(deadline)
-            lines.append(line)
-        if lines.pop().startswith(b"%error"):
+        lines, stamp, stdout = [], b"", self._client.stdout.fileno()
+        while True:
+            while b"\n" not in self._buffer:
+                if not select.select([stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                    raise Failure("tmux: the control client does not answer",
+                                  "look whether the machine is overloaded")
+                data = os.read(stdout, 1 << 16)
+                if not data:
+                    raise ServerGone("tmux: the server is gone")
+                self._buffer += data
+            line, _, self._buffer = self._buffer.partition(b"\n")
+            if stamp and line in (b"%end" + stamp, b"%error" + stamp):
+                break
+            if stamp:
+                lines.append(line)
+            elif line.startswith(b"%begin "):
+                stamp = line[len(b"%begin"):]
+        if line.startswith(b"%error"):
             raise ServerGone("tmux: %s" % decode(b" ".join(lines)))
         return decode(b"\n".join(lines))
 
@@ -2325,16 +2272,13 @@ class ControlClient:
 # =============================================================================
 # 9. Runs
 # =============================================================================
-# The folder of a run: its id, its state on disk, its events. The folder is the only state there is: any
-# process of the same user can go on where another one was killed. It keeps what other rooms
-# write down of sockets and panes, and asks nothing of them.
+# The folder of a run: its id, its state, its events, and what other rooms write down of sockets and panes.
+# It is the only state there is: any process of the same user can go on where another one was killed.
 
 RUN_FORMAT = 2   # of run.json; a copy of another version names what it cannot read and leaves it alone
-START_FACTS = ("id", "state", "outcome", "profile", "agent", "form", "workspace", "keep", "turn", "asked_at",
-               "max_time_s", "stall_s", "tmux", "started_at", "caller", "machine", "record_home",
-               "session_id", "extra_args", "depth")   # from the start on
-PLACE_FACTS = ("place", "socket", "socket_identity", "session", "pane", "launcher",
-               "server")   # once there is a worker
+START_FACTS = ("id state outcome profile agent form workspace keep turn asked_at max_time_s stall_s tmux "
+               "started_at caller machine record_home session_id extra_args depth").split()
+PLACE_FACTS = "place socket socket_identity session pane launcher server".split()   # once there is a worker
 RUN_VARIABLE = "SELFTALK_RUN"       # the folder of the run a process belongs to
 DEPTH_VARIABLE = "SELFTALK_DEPTH"   # how many runs it is inside of
 
@@ -2347,29 +2291,17 @@ def state_folder(env: dict[str, str]) -> str:
     return os.path.join(home, "selftalk")
 
 
-def read_run_facts(folder: str) -> dict[str, Any]:
-    """What the run.json in a folder says. `Unusable` when this copy cannot read it."""
-    try:
-        facts = json.loads(read_file(os.path.join(folder, "run.json")) or "")
-    except (ValueError, RecursionError) as error:
-        raise Unusable("%s: no readable run.json" % folder, "look into the folder") from error
-    if not isinstance(facts, dict) or facts.get("format") != RUN_FORMAT:
-        raise Unusable("%s: written by another version of selftalk" % folder, "use that version for it")
-    for fact in START_FACTS + (PLACE_FACTS if facts.get("state") == "running" else ()):
-        if fact not in facts:
-            raise Unusable("%s: run.json lacks `%s`" % (folder, fact), "look into the folder")
-    if not isinstance(facts["turn"], int) or str(facts["agent"]) not in AGENTS:
-        raise Unusable("%s: agent `%s` is not known here" % (folder, facts["agent"]), "use a newer selftalk")
-    return facts
-
-
 class Run:
-    """One run: its folder, and what run.json says."""
+    """One run: its folder, and what run.json says, read there unless it is given."""
 
-    def __init__(self, folder: str, facts: dict[str, Any], stamp: tuple[int, float] = (-1, 0.0)) -> None:
-        self.folder, self.facts, self.id = folder, facts, int(os.path.basename(folder))
-        self.stamp = stamp                             # of run.json, taken before it was read
+    def __init__(self, folder: str, facts: Optional[dict[str, Any]] = None) -> None:
+        self.folder, self.id = folder, int(os.path.basename(folder))
         self.mark = "%s=%s" % (RUN_VARIABLE, folder)   # in the environment of each process of this run
+        # The empty file that says it is not over: so that nobody has to read all runs to find those.
+        self.open_mark = os.path.join(folder, "..", "..", "open", str(self.id))
+        self.facts, self.stamp = facts or {}, (-1, 0.0)
+        if facts is None:
+            self.reload()
 
     @property
     def is_over(self) -> bool:
@@ -2388,8 +2320,8 @@ class Run:
     def check_here(self) -> None:
         """Raises `Unusable` for a run whose processes cannot be told from ours by their pids."""
         if not self.is_here:
-            where = "another machine, container or boot"
-            raise Unusable("run %d: belongs to %s" % (self.id, where), "call from there")
+            raise Unusable("run %d: belongs to another machine, container or boot" % self.id,
+                           "call from there")
 
     def path(self, name: str) -> str:
         """The path of one of its files."""
@@ -2407,36 +2339,25 @@ class Run:
         append_line(self.path("events.jsonl"), json.dumps(entry))
 
     def reload(self) -> None:
-        """Reads run.json again: somebody else may have ended the run."""
-        self.stamp = file_stamp(self.path("run.json"))
-        self.facts = read_run_facts(self.folder)
+        """Reads run.json: somebody else may have ended the run. `Unusable` when this copy cannot read it."""
+        folder, self.stamp = self.folder, file_stamp(self.path("run.json"))   # taken before it is read
+        try:
+            facts = json.loads(read_file(self.path("run.json")) or "")
+        except (ValueError, RecursionError) as error:
+            raise Unusable("%s: no readable run.json" % folder, "look into the folder") from error
+        if not isinstance(facts, dict) or facts.get("format") != RUN_FORMAT:
+            raise Unusable("%s: written by another version of selftalk" % folder, "use that version for it")
+        for fact in START_FACTS + PLACE_FACTS * (facts.get("state") == "running"):
+            if fact not in facts:
+                raise Unusable("%s: run.json lacks `%s`" % (folder, fact), "look into the folder")
+        if not isinstance(facts["turn"], int) or str(facts["agent"]) not in AGENTS:
+            raise Unusable("%s: agent `%s` is not known here" % (folder, facts["agent"]),
+                           "use a newer selftalk")
+        self.facts = facts
 
     def locked(self, name: str = "lock") -> "contextlib.AbstractContextManager[None]":
         """Held by whoever ends the run, so that it is ended once; "typing" by whoever types into it."""
         return hold_lock(self.path(name))
-
-
-def read_run(folder: str) -> Run:
-    """The run in a folder. `Unusable` when there is none that this copy can read."""
-    stamp = file_stamp(os.path.join(folder, "run.json"))
-    return Run(folder, read_run_facts(folder), stamp)
-
-
-def claim_folder(state: str) -> str:
-    """Makes the folder of a new run. mkdir either makes it or finds that another start was faster."""
-    runs = os.path.join(state, "runs")
-    make_folder(runs)
-    make_folder(os.path.join(state, "open"))
-    for number in itertools.count(max(list_numbers(runs), default=0) + 1):
-        folder = os.path.join(runs, str(number))
-        with using_file(folder), contextlib.suppress(FileExistsError):
-            os.mkdir(folder, 0o700)
-            return folder
-
-
-def open_mark(run: Run) -> str:
-    """The empty file that says a run is not over: so that nobody has to read all runs to find those."""
-    return os.path.join(run.folder, "..", "..", "open", str(run.id))
 
 
 def remove_folder(folder: str) -> None:
@@ -2446,13 +2367,20 @@ def remove_folder(folder: str) -> None:
 
 
 def new_run(state: str, facts: dict[str, Any]) -> Run:
-    """Makes a run in state "starting"."""
-    run = Run(claim_folder(state), {})
+    """Makes a run in state "starting". mkdir makes its folder, or finds that another start was faster."""
+    runs = os.path.join(state, "runs")
+    make_folder(runs)
+    make_folder(os.path.join(state, "open"))
+    for number in itertools.count(max(list_numbers(runs), default=0) + 1):
+        run = Run(os.path.join(runs, str(number)), {})
+        with using_file(run.folder), contextlib.suppress(FileExistsError):
+            os.mkdir(run.folder, 0o700)
+            break
     try:
         make_folder(run.path("turns"))
         run.update(format=RUN_FORMAT, id=run.id, version=VERSION, state="starting", outcome=None, **facts)
         write_file(run.path("lock"), "")   # made now: on a full disk a run can still be ended
-        write_file(open_mark(run), "")
+        write_file(run.open_mark, "")
     except BaseException:
         remove_folder(run.folder)
         raise
@@ -2465,7 +2393,7 @@ def find_run(state: str, word: str) -> Run:
     id = ids[-1] if ids and word == "last" else word
     if id not in ids:
         raise Unusable("run `%s` does not exist" % word, own_command("list"))
-    return read_run(os.path.join(state, "runs", id))
+    return Run(os.path.join(state, "runs", id))
 
 
 def read_runs(state: str, kind: str, tell: Tell) -> list[Run]:
@@ -2474,7 +2402,7 @@ def read_runs(state: str, kind: str, tell: Tell) -> list[Run]:
     runs = []
     for number in list_numbers(os.path.join(state, kind)):
         try:
-            runs.append(read_run(os.path.join(state, "runs", str(number))))
+            runs.append(Run(os.path.join(state, "runs", str(number))))
         except Unusable as failure:
             tell(failure.what)
     return [run for run in runs if kind == "runs" or not run.is_over]
@@ -2483,7 +2411,7 @@ def read_runs(state: str, kind: str, tell: Tell) -> list[Run]:
 def close_run(run: Run, **facts: Any) -> None:
     """Marks a run as over."""
     run.update(state="over", **facts)
-    remove_file(open_mark(run))   # it is not there when `stop` was faster
+    remove_file(run.open_mark)   # it is not there when `stop` was faster
 
 
 class Turn(NamedTuple):
@@ -2537,10 +2465,13 @@ def fact_process(fact: Any) -> Process:
 
 
 def resolve_workspace(folder: str) -> str:
-    """The real path of a folder that can be entered: agents remember trust by real path."""
+    """The real path (agents remember trust by it) of a folder that can be entered; "" is the current one."""
     path = ""
     with contextlib.suppress(OSError):   # "." in a folder that was removed
+        folder = folder or os.getcwd()
         path = os.path.realpath(os.path.expanduser(folder))
+    if not folder:
+        raise Unusable("the current folder does not exist any more", "cd to one that does")
     if not os.path.isdir(path):
         raise Unusable("%s: no such folder" % folder, "name a folder that exists")
     if not os.access(path, os.R_OK | os.X_OK):
@@ -2921,8 +2852,8 @@ class Worker:
 
     def has_news(self) -> bool:
         """A cheap look, a few system calls: whether the worker ended, published, or wrote in its record."""
-        return (file_size(self.run.path("exit")) > 0
-                or was_task(self.run) and file_size(self.run.path("done.md")) > 0
+        return (file_stamp(self.run.path("exit"))[0] > 0
+                or was_task(self.run) and file_stamp(self.run.path("done.md"))[0] > 0
                 or self.record.has_grown or self.has_changed() or not has_process(self.launcher.pid))
 
     def has_changed(self) -> bool:
@@ -3461,7 +3392,7 @@ def undoing_start(run: Run) -> Iterator[None]:
             if not is_new:
                 attempt(lambda: close_run(run, outcome="stopped"))
             elif not run.is_over:
-                remove_file(open_mark(run))
+                remove_file(run.open_mark)
                 remove_folder(run.folder)
         if is_new and isinstance(error, KeyboardInterrupt):
             raise Interrupted("interrupted; nothing was started") from error
@@ -3539,7 +3470,7 @@ def begin_turn(run: Run, request: Request, was_over: bool) -> None:
         write_file(run.path("prompt.md"), request.prompt)
         write_turn(of_turn(run, number), prompt=request.prompt, outcome=None, delivery="waiting")
         if was_over:
-            write_file(open_mark(run), "")
+            write_file(run.open_mark, "")
         run.update(turn=number, outcome=None, asked_at=now, state=state, resumed=was_over, tmux=version,
                    max_time_s=request.max_time_s, stall_s=request.stall_s, machine=name_machine(),
                    caller=read_process(os.getpid()))
@@ -4076,7 +4007,7 @@ def is_open(run: Run) -> bool:
     """Whether a worker is still on its turn: it has published nothing, lives, and has time left."""
     facts = run.facts
     return (facts["state"] == "running" and not run.is_settled
-            and file_size(run.path("done.md")) <= 0 and file_size(run.path("exit")) <= 0
+            and file_stamp(run.path("done.md"))[0] <= 0 and file_stamp(run.path("exit"))[0] <= 0
             and is_alive(fact_process(facts["launcher"]))
             and not 0 < facts["max_time_s"] <= time.time() - facts["started_at"])
 
@@ -4123,20 +4054,8 @@ def started_line(run: Run, doing: str = "started") -> str:
     return "%s; watch: %s" % (head, watch_command(run.facts))
 
 
-def failing_lines(run: Run, ending: Ending) -> list[str]:
-    """What a person is told of a turn without an answer: the agent's words, its last screen, what to do."""
-    is_open, path = ending.outcome in OPEN_OUTCOMES, run.path("screen.txt")
-    where = watch_command(run.facts, "") if is_open else "its last screen is in %s" % path
-    fix = "%s: %s" % (ending.fix, where)
-    if ending.options:
-        fix = "%s, or: %s" % (own_command("answer %d %s" % (run.id, shlex.quote(ending.options[0]))), where)
-    screen = [line.rstrip() for line in (read_file(path) or "").split("\n") if line.strip()]
-    quoted = ["  | " + line for line in screen[-LAST_LINES:]]
-    return ["run %d: %s: %s" % (run.id, ending.outcome, ending.what), *quoted, "  try: %s" % fix]
-
-
 def ending_lines(run: Run, ending: Ending) -> list[str]:
-    """What a person is told when a wait is over."""
+    """What a person is told when a wait is over; without an answer also the last screen, and what to do."""
     head = "run %d: %s" % (run.id, ending.outcome)
     stays = "" if run.is_over else "; it stays: " + own_command('send %d "…"' % run.id)
     if ending.outcome == "answered":
@@ -4150,7 +4069,14 @@ def ending_lines(run: Run, ending: Ending) -> list[str]:
         return [head + stays]
     if ending.outcome == "running":
         return ["%s: %s" % (head, ending.what), "  try: %s" % ending.fix]
-    return failing_lines(run, ending)
+    is_open, path = ending.outcome in OPEN_OUTCOMES, run.path("screen.txt")
+    where = watch_command(run.facts, "") if is_open else "its last screen is in %s" % path
+    fix = "%s: %s" % (ending.fix, where)
+    if ending.options:
+        fix = "%s, or: %s" % (own_command("answer %d %s" % (run.id, shlex.quote(ending.options[0]))), where)
+    screen = [line.rstrip() for line in (read_file(path) or "").split("\n") if line.strip()]
+    quoted = ["  | " + line for line in screen[-LAST_LINES:]]
+    return ["%s: %s" % (head, ending.what), *quoted, "  try: %s" % fix]
 
 
 def run_object(run: Run) -> dict[str, Any]:
@@ -4252,12 +4178,6 @@ def verdict_line(verdict: Verdict) -> str:
     return "%s, by rule %s in %s: %s" % (verdict.state, verdict.rule, verdict.region, text)
 
 
-def verdict_object(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as --json shows it."""
-    return {"verdict": verdict.state, "rule": verdict.rule or None, "region": verdict.region or None,
-            "text": clean_text(verdict.text) or None}
-
-
 def event_line(event: dict[str, Any]) -> str:
     """An event for a person."""
     rest = " ".join("%s=%s" % (key, value) for key, value in event.items() if key not in ("at", "event"))
@@ -4273,32 +4193,41 @@ PIPE_PATIENCE_S = 5.0                  # a pipe that neither sends nor closes fo
 LARGEST_PROMPT_BYTES = 16 << 20
 SCRATCH = "/tmp/selftalk"              # where talks work
 
+# Has the manners of a real worker: it asks (plain Enter leaves), works a moment, answers, and stays a while.
+DEMO_WORKER = r"""
+draw() { printf "\033[2J\033[HDemo worker$1"; }
+answer="I am the demo worker: I asked a question, worked for a second, and published this summary."
+stty -icanon -echo
+draw ": may I work in this folder?\n\n❯ No, leave\n  Yes, work here\n\nEnter to confirm"
+[ "$(dd bs=3 count=1 2> /dev/null)" = "$(printf "\033[B")" ] || exit 1   # the key Down
+draw ": may I work in this folder?\n\n  No, leave\n❯ Yes, work here\n\nEnter to confirm"
+read -r enter
+draw "\n\n* Working… (esc to interrupt)"
+sleep 1
+draw "\n\n$answer\n\n> "
+echo "$answer" > "$SELFTALK_RUN/done.md.tmp" && mv "$SELFTALK_RUN/done.md.tmp" "$SELFTALK_RUN/done.md"
+sleep 30
+"""
+
 
 class Arg(NamedTuple):
     """One argument of a verb."""
 
     names: str                  # "-f --prompt-file", or "id" for one without a name on the command line
     takes: str                  # what --help calls its value; "" for a switch
-    help: str                   # "" hides it
+    help: str
     more: dict[str, Any] = {}   # what else argparse is told
 
 
-class Verb(NamedTuple):
-    """One verb: what `selftalk.py NAME …` does."""
-
-    deed: Callable[[Any], int]
-    help: str
-    args: tuple[Arg, ...]   # less those that all verbs have
-
-
-def emit(result: object) -> None:
-    """Prints a text, or a JSON value. A reader that has gone is no news; anything else is a `Failure`."""
+def emit(result: object) -> int:
+    """Prints a text, or a JSON value; 0, or a `Failure`. A reader that has gone is no news."""
     try:
         print(result if isinstance(result, str) else json.dumps(result, indent=1), flush=True)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)   # for what it still holds, and for all that follows
         words = "" if isinstance(error, BrokenPipeError) else "stdout: cannot be written: %s" % error.strerror
         raise Failure(words.lower(), "look at where the output goes" if words else "") from error
+    return 0
 
 
 def say(line: str) -> None:
@@ -4317,8 +4246,34 @@ def show(args: "argparse.Namespace", describe: Callable[[], object], lines: Iter
     return 0
 
 
-def check_prompt(data: bytes, source: str) -> str:
-    """The text of a prompt. `Unusable` for what no agent can be given."""
+def read_prompt(args: "argparse.Namespace") -> tuple[bytes, str]:
+    """What was given as a prompt, and where: words, a file, or stdin when that is a file or a pipe."""
+    path, source = args.prompt_file, args.prompt_file
+    if args.words and path is not None:
+        raise Unusable("a prompt in words and one in %s" % path, "give one of them")
+    if args.words:
+        return b" ".join(map(os.fsencode, args.words)), "the command line"
+    if path in (None, "-"):
+        facts, path, source = read_stat(0), 0, "stdin"
+        if not facts or stat.S_IFMT(facts.st_mode) not in (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK):
+            return b"", source   # a terminal, or /dev/null
+        if not select.select([0], [], [], PIPE_PATIENCE_S)[0]:
+            raise Unusable("stdin: a pipe that sends nothing and does not close",
+                           "close it (< /dev/null) or give the prompt as words")
+    elif os.path.exists(path) and not os.path.isfile(path):
+        raise Unusable("%s: is not a file" % path, "name a file, or pipe it in")
+    with using_file(source, "read", "check its name and its permissions"):
+        with open(path, "rb", closefd=path != 0) as file:
+            return file.read(LARGEST_PROMPT_BYTES + 1), source
+
+
+def find_prompt(args: "argparse.Namespace") -> str:
+    """The prompt; "" when a talk begins without one. `Unusable` for none, or what no agent can be given."""
+    data, source = read_prompt(args)
+    if not data and not args.words and args.prompt_file in (None, "-"):
+        if args.is_talk:
+            return ""
+        raise Unusable("no prompt", "add it as words, as -f FILE, or on stdin")
     if len(data) > LARGEST_PROMPT_BYTES:
         raise Unusable("%s: the prompt has %d bytes, more than %d"
                        % (source, len(data), LARGEST_PROMPT_BYTES), "name the file in a short prompt instead")
@@ -4332,66 +4287,6 @@ def check_prompt(data: bytes, source: str) -> str:
     if not clean_text(text).strip():
         raise Unusable("%s: the prompt is empty" % source, "say what is to be done")
     return text
-
-
-def read_stdin() -> bytes:
-    """What stdin holds when it is a file or a pipe; nothing for a terminal or /dev/null: no prompt."""
-    facts = read_stat(0)
-    if not facts or stat.S_IFMT(facts.st_mode) not in (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK):
-        return b""
-    if not select.select([0], [], [], PIPE_PATIENCE_S)[0]:
-        raise Unusable("stdin: a pipe that sends nothing and does not close",
-                       "close it (< /dev/null) or give the prompt as words")
-    with open(0, "rb", closefd=False) as file:
-        return file.read(LARGEST_PROMPT_BYTES + 1)
-
-
-def find_prompt(args: "argparse.Namespace") -> str:
-    """The prompt: words, a file, or stdin. `Unusable` when there is none; "" for a talk: it may begin so."""
-    path = args.prompt_file
-    if args.words and path is not None:
-        raise Unusable("a prompt in words and one in %s" % path, "give one of them")
-    if args.words:
-        return check_prompt(b" ".join(map(os.fsencode, args.words)), "the command line")
-    if path not in (None, "-"):
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise Unusable("%s: is not a file" % path, "name a file, or pipe it in")
-        with using_file(path, "read", "check its name and its permissions"), open(path, "rb") as file:
-            return check_prompt(file.read(LARGEST_PROMPT_BYTES + 1), path)
-    data = read_stdin()
-    if not data and not getattr(args, "is_talk", False):
-        raise Unusable("no prompt", "add it as words, as -f FILE, or on stdin")
-    return check_prompt(data, "stdin") if data else ""
-
-
-def draw(*lines: str) -> None:
-    """Draws the demo worker's screen anew."""
-    print("\x1b[2J\x1b[H" + "\n".join(lines), end="", flush=True)
-
-
-def play_demo_worker(prompt: str) -> int:
-    """A worker with the manners of a real one: it asks, gets ready, works a moment, answers, and stays."""
-    summary = re.search(r"^(.*/done\.md)\.tmp$", prompt, re.MULTILINE)
-    if not summary or not os.isatty(0):
-        raise Unusable("demo --worker: is started by the demo only", own_command("demo"))
-    import tty
-    tty.setcbreak(0)
-    label, key = "No, leave", b""   # a first-run question as the real agents ask it: plain Enter leaves
-    while key not in (b"\r", b"\n"):
-        label = {b"\x1b[A": "No, leave", b"\x1b[B": "Yes, work here"}.get(key, label)
-        rows = [("❯ " if row == label else "  ") + row for row in ("No, leave", "Yes, work here")]
-        draw("Demo worker: may I work in this folder?", "", *rows, "", "Enter to confirm")
-        key = os.read(0, 64)
-    if label == "No, leave":
-        return 1
-    draw("Demo worker, ready.", "", "> ")
-    for waited_s in until(1.0):
-        draw("Demo worker", "", "* Working… (%.1f s · esc to interrupt)" % waited_s)
-    answer = "I am the demo worker: I asked a question, worked for a second, and published this summary."
-    draw("Demo worker", "", answer, "", "> ")
-    write_file(summary.group(1), answer + "\n")
-    select.select([0], [], [], 30.0)   # it stays, as the real ones do, but not for ever
-    return 0
 
 
 def load_config(args: "argparse.Namespace") -> Config:
@@ -4412,14 +4307,6 @@ def load_config(args: "argparse.Namespace") -> Config:
         raise Unusable("%s: %s" % (path, error.what), error.fix) from error
 
 
-def current_folder() -> str:
-    """The folder we are in."""
-    try:
-        return os.getcwd()
-    except OSError as error:
-        raise Unusable("the current folder does not exist any more", "cd to one that does") from error
-
-
 def show_ending(args: "argparse.Namespace", run: Run, ending: Ending) -> int:
     """Prints how a wait ended; the exit code."""
     show(args, lambda: result_object(run, ending), filter(None, [ending.answer]))
@@ -4428,18 +4315,12 @@ def show_ending(args: "argparse.Namespace", run: Run, ending: Ending) -> int:
     return OUTCOMES[ending.outcome][0]
 
 
-def means_of(args: "argparse.Namespace", run: Run) -> Means:
-    """What a wait may need to go on with another agent."""
-    args.config = getattr(args, "config", "") or run.facts.get("config", "")
-    return Means(lambda: load_config(args), dict(os.environ), args.tell, args.echo)
-
-
-def show_answer(args: "argparse.Namespace", run: Run, *lines: str) -> int:
-    """Tells `lines`, waits until the turn of a run has ended, and prints how; the exit code."""
-    with named_interrupt(run):
+def show_answer(args: "argparse.Namespace", *lines: str) -> int:
+    """Tells `lines`, waits until the turn of the run has ended, and prints how; the exit code."""
+    with named_interrupt(args.run):
         for line in lines:
             args.tell(line)
-        return show_ending(args, *see_through(run, args.wait, means_of(args, run)))
+        return show_ending(args, *see_through(args.run, args.wait, args.means))
 
 
 def choose_chain(args: "argparse.Namespace", config: Config) -> tuple[str, ...]:
@@ -4456,14 +4337,14 @@ def choose_chain(args: "argparse.Namespace", config: Config) -> tuple[str, ...]:
 
 def cmd_run(args: "argparse.Namespace") -> int:
     """Starts a worker on a task, or a talk, and waits for its answer."""
-    config, base = load_config(args), dict(os.environ)
+    config, base = load_config(args), args.means.base
     args.is_talk = bool(args.talk) or args.smart_route and not (args.profile or args.verb_given)
     if (args.dry_run or args.fresh or args.threshold) and not args.smart_route:
         raise Unusable("--dry-run, --fresh and --threshold belong to -e", "add -e")
     chain = choose_chain(args, config)
     prompt = "" if args.dry_run else find_prompt(args)
     is_neutral = args.is_talk and not (args.cwd or args.here or args.dry_run)
-    workspace = make_scratch(SCRATCH) if is_neutral else resolve_workspace(args.cwd or current_folder())
+    workspace = make_scratch(SCRATCH) if is_neutral else resolve_workspace(args.cwd)
     if args.smart_route:
         limits = {**find_limits(config, find_target(config, chain[0])), **dict(args.threshold)}
         route = find_route(chain, config, base, is_fresh=args.fresh, limits=limits, echo=args.echo)
@@ -4477,36 +4358,31 @@ def cmd_run(args: "argparse.Namespace") -> int:
                       args.max_time, args.stall, config.max_depth, chain[1:],
                       wait_for_reset=args.wait_for_reset,
                       config=os.path.abspath(args.config) if args.config else "")
-    run = start_run(request, base, args.echo)
-    is_moved = args.place == "pane" and run.facts["place"] != "pane"
-    lines = ["run %d: no room for a pane here: it is in a session" % run.id] * is_moved
-    return show_answer(args, run, started_line(run), *lines)
+    args.run = start_run(request, base, args.echo)
+    is_moved = args.place == "pane" and args.run.facts["place"] != "pane"
+    lines = ["run %d: no room for a pane here: it is in a session" % args.run.id] * is_moved
+    return show_answer(args, started_line(args.run), *lines)
 
 
 def cmd_send(args: "argparse.Namespace") -> int:
     """Gives a run its next prompt and waits for the answer."""
-    run = find_run(args.state, args.id)
-    means = means_of(args, run)
-    request = next_request(run, find_prompt(args), args.max_time, args.stall)
-    send_prompt(run, request, means.find_profile(run), means.base, args.echo)
-    return show_answer(args, run, started_line(run, "asked"))
+    request, means = next_request(args.run, find_prompt(args), args.max_time, args.stall), args.means
+    send_prompt(args.run, request, means.find_profile(args.run), means.base, args.echo)
+    return show_answer(args, started_line(args.run, "asked"))
 
 
 def cmd_answer(args: "argparse.Namespace") -> int:
     """Answers an agent's question and goes on waiting."""
-    run = find_run(args.state, args.id)
-    with named_interrupt(run):
-        label = answer_question(run, args.choice, args.echo)
-    return show_answer(args, run, "run %d: answered its question with: %s" % (run.id, label))
+    with named_interrupt(args.run):
+        label = answer_question(args.run, args.choice, args.echo)
+    return show_answer(args, "run %d: answered its question with: %s" % (args.run.id, label))
 
 
 def cmd_interrupt(args: "argparse.Namespace") -> int:
     """Ends the turn of a run."""
-    run = find_run(args.state, args.id)
-    ending = interrupt_run(run, args.echo)
-    show(args, lambda: result_object(run, ending), ())
-    args.tell("run %d: %s" % (run.id, ending.what or ending.outcome))
-    return 0
+    ending = interrupt_run(args.run, args.echo)
+    args.tell("run %d: %s" % (args.run.id, ending.what or ending.outcome))
+    return show(args, lambda: result_object(args.run, ending), ())
 
 
 def read_screen_file(path: str) -> Screen:
@@ -4529,7 +4405,9 @@ def cmd_explain(args: "argparse.Namespace") -> int:
         known = ", ".join(row.name for row in AGENT_ROWS if row.pane.rules)
         raise Unusable("--agent: %s" % ("`%s` is not known" % name if name else "whose screen is it?"), known)
     verdict = judge_screen(screen, AGENTS[name].pane.rules, AGENTS[name].pane.marks)
-    return show(args, lambda: verdict_object(verdict), [verdict_line(verdict)])
+    return show(args, lambda: {"verdict": verdict.state, "rule": verdict.rule or None,
+                               "region": verdict.region or None, "text": clean_text(verdict.text) or None},
+                [verdict_line(verdict)])
 
 
 def cmd_usage(args: "argparse.Namespace") -> int:
@@ -4549,23 +4427,17 @@ def cmd_usage(args: "argparse.Namespace") -> int:
                 (line for name, usage in rows for line in usage_lines(name, usage, now, os.isatty(1))))
 
 
-def cmd_wait(args: "argparse.Namespace") -> int:
-    """Goes on waiting for a run."""
-    return show_answer(args, find_run(args.state, args.id))
-
-
 def cmd_stop(args: "argparse.Namespace") -> int:
     """Ends runs: all of them, also when there is trouble with one."""
-    runs = [find_run(args.state, word) for word in args.ids]
-    trouble = None
+    runs, troubles = [find_run(args.state, word) for word in args.ids], []
     for run in runs:
         try:
             was_alive = stop_run(run, args.echo)
             args.tell("run %d: %s" % (run.id, "stopped" if was_alive else "was over already"))
         except Failure as failure:
-            trouble = trouble or failure
-    if trouble:
-        raise trouble
+            troubles.append(failure)
+    if troubles:
+        raise troubles[0]
     return show(args, lambda: [run_object(run) for run in runs], ())
 
 
@@ -4581,18 +4453,16 @@ def cmd_profiles(args: "argparse.Namespace") -> int:
     """Shows the profiles."""
     config = load_config(args)
     profiles = config.profiles.values()
-    return show(args, lambda: [profile_object(profile, config, current_folder()) for profile in profiles],
-                (profile_line(profile, config) for profile in profiles))
+    return show(args, lambda: [profile_object(one, config, resolve_workspace("")) for one in profiles],
+                (profile_line(one, config) for one in profiles))
 
 
 def cmd_demo(args: "argparse.Namespace") -> int:
     """Runs the whole cycle with the built-in worker, in a state folder that is removed afterwards."""
-    if args.worker:
-        return play_demo_worker(" ".join(args.words))
     import tempfile
     signal.signal(signal.SIGTERM, signal.default_int_handler)   # so that nothing stays behind
     with tempfile.TemporaryDirectory(prefix="selftalk-demo-") as folder:
-        profile = Profile("demo", sys.executable, DEMO, (os.path.abspath(__file__), "demo", "--worker"))
+        profile = Profile("demo", "sh", AGENTS["demo"], ("-c", DEMO_WORKER))
         request = Request(profile, "Say what you are.", os.path.realpath(folder), place="session")
         run = start_run(request, dict(os.environ, XDG_STATE_HOME=folder), args.echo)
         say(started_line(run))
@@ -4634,10 +4504,9 @@ COMMON = (   # of all verbs
     Arg("-v --verbose", "", "show the tmux commands",
         dict(dest="echo", action="store_const", const=lambda line: say("  " + line))),
 )
-CONFIG = (Arg("--config", "PATH", "a config instead of ~/.config/selftalk/config.yaml", dict(default="")),)
-WAIT = (
-    Arg("--wait", "S", "wait so long, then exit with 75", dict(type=parse_seconds, default=float("inf"))),
-)
+CONFIG = (Arg("--config", "PATH", "a config instead of ~/.config/selftalk/config.yaml"),)
+WAIT = (Arg("--wait", "S", "wait so long, then exit with 75",
+            dict(type=parse_seconds, default=float("inf"))),)
 PROMPT = (
     Arg("words",            "PROMPT", "the prompt; else -f FILE or stdin", dict(nargs="*")),
     Arg("-f --prompt-file", "FILE",   "read the prompt from a file"),
@@ -4666,27 +4535,23 @@ TASK = PROMPT + tuple(
 USAGE = (Arg("agents", "AGENT", "an agent or profile; else all that are installed", dict(nargs="*")),
          Arg("--fresh", "", "read it anew, however new it is"))
 ID = (Arg("id", "ID", "a run's number, or last"),)
-IDS = (Arg("ids", "ID", "runs' numbers, or last", dict(nargs="+")),)
 CHOICE = (Arg("choice", "CHOICE", "a label, its beginning, or 1"),)
 SCREEN = (Arg("screen", "ID|FILE", "a run, or a recorded screen"),
           Arg("--agent", "NAME", "whose screen a FILE is", dict(default="")))
-TREE = (Arg("--tree", "", "each below the run that started it"),)
-WORKER = (Arg("--worker", "", ""), Arg("words", "PROMPT", "", dict(nargs="*")))
-COMMANDS = {
-    "run":      Verb(cmd_run,      "hand a task to an agent and print its answer", TASK + CONFIG + WAIT),
-    "wait":     Verb(cmd_wait,     "go on waiting for a run", ID + WAIT),
-    "send":     Verb(cmd_send,     "give a run its next prompt, also one that was stopped",
-                     ID + PROMPT + CONFIG + WAIT),
-    "answer":   Verb(cmd_answer,   "answer an agent's question with one of its options", ID + CHOICE + WAIT),
-    "interrupt": Verb(cmd_interrupt, "end the turn of a run; the agent of a talk stays", ID),
-    "explain":  Verb(cmd_explain,  "say what a screen means, and by which rule", SCREEN),
-    "usage":    Verb(cmd_usage,    "show how much quota is left", USAGE + CONFIG),
-    "stop":     Verb(cmd_stop,     "end runs", IDS),
-    "list":     Verb(cmd_list,     "show the runs", TREE),
-    "profiles": Verb(cmd_profiles, "show the profiles", CONFIG),
-    "demo":     Verb(cmd_demo,     "see the whole cycle with a built-in worker, no account needed", WORKER),
+COMMANDS = {   # verb -> (its deed, what --help says, its arguments less those that all verbs have)
+    "run":       (cmd_run,       "hand a task to an agent and print its answer", TASK + CONFIG + WAIT),
+    "wait":      (show_answer,   "go on waiting for a run", ID + WAIT),
+    "send":      (cmd_send,      "give a run its next prompt, also one that was stopped",
+                  ID + PROMPT + CONFIG + WAIT),
+    "answer":    (cmd_answer,    "answer an agent's question with one of its options", ID + CHOICE + WAIT),
+    "interrupt": (cmd_interrupt, "end the turn of a run; the agent of a talk stays", ID),
+    "explain":   (cmd_explain,   "say what a screen means, and by which rule", SCREEN),
+    "usage":     (cmd_usage,     "show how much quota is left", USAGE + CONFIG),
+    "stop":      (cmd_stop,      "end runs", (Arg("ids", "ID", "runs' numbers, or last", dict(nargs="+")),)),
+    "list":      (cmd_list,      "show the runs", (Arg("--tree", "", "each below the run that started it"),)),
+    "profiles":  (cmd_profiles,  "show the profiles", CONFIG),
+    "demo":      (cmd_demo,      "see the whole cycle with a built-in worker, no account needed", ()),
 }
-
 COMING_VERBS = ("show", "result", "screen", "log", "attach", "prune", "doctor", "install-skill",
                 "skill", "monitor", "trust", "diff", "merge")
 
@@ -4705,7 +4570,7 @@ Exit codes:
 
 def help_text() -> str:
     """What --help prints."""
-    verbs = "\n".join("  %-9s  %s" % (name, verb.help) for name, verb in COMMANDS.items())
+    verbs = "\n".join("  %-9s  %s" % (name, told) for name, (_, told, _) in COMMANDS.items())
     codes = [(code, outcome) for outcome, (code, _) in OUTCOMES.items()]
     codes += [(failure.code, failure.word) for failure in FAILURES if failure is not Failure]
     words = ["%d %s" % pair for pair in sorted(codes)]
@@ -4721,13 +4586,14 @@ def refuse_arguments(message: str) -> None:
 def make_parser(name: str) -> "argparse.ArgumentParser":
     """The parser of one verb."""
     import argparse   # 8 ms, and neither --version nor --help needs it
-    parser = argparse.ArgumentParser(prog="selftalk.py " + name, description=COMMANDS[name].help,
-                                     allow_abbrev=False, add_help=False)
+    _, told, rows = COMMANDS[name]
+    parser = argparse.ArgumentParser(prog="selftalk.py " + name, description=told, allow_abbrev=False,
+                                     add_help=False)
     parser.error = refuse_arguments
-    for arg in COMMANDS[name].args + COMMON:
+    parser.set_defaults(config="", is_talk=False)
+    for arg in rows + COMMON:
         kind = {"metavar": arg.takes} if arg.takes else {"action": "store_true"}
-        options = {**kind, "help": arg.help or argparse.SUPPRESS, **arg.more}
-        parser.add_argument(*arg.names.split(), **options)
+        parser.add_argument(*arg.names.split(), **{**kind, "help": arg.help, **arg.more})
     return parser
 
 
@@ -4751,42 +4617,39 @@ def dispatch(words: list[str]) -> int:
     while len(words) > 1 and words[0] in ("--json", "-q", "--quiet", "-v", "--verbose"):
         words = words[1:] + words[:1]   # before a verb they mean the same
     if words[:1] in (["--help"], ["-h"], ["help"]):
-        emit(help_text())
-        return 0
+        return emit(help_text())
     if words[:1] == ["--version"]:   # and which copy: it is vendored, so the version alone does not tell
-        emit("selftalk %s (%08x)" % (VERSION, binascii.crc32(read_bytes(os.path.abspath(__file__)) or b"")))
-        return 0
+        copy = binascii.crc32(read_bytes(os.path.abspath(__file__)) or b"")
+        return emit("selftalk %s (%08x)" % (VERSION, copy))
     has_verb = bool(words) and words[0] in COMMANDS
     name = words[0] if has_verb else "run"
     if words and not has_verb:
         check_verb(words)
     parser = make_parser(name)
     if {"-h", "--help"} & set(words):
-        emit(parser.format_help().rstrip("\n"))
-        return 0
+        return emit(parser.format_help().rstrip("\n"))
     args = parser.parse_intermixed_args(words[1:] if has_verb else words)
     args.verb_given = has_verb
+    args.means = Means(lambda: load_config(args), dict(os.environ), args.tell, args.echo)
     if literal_words:
         args.words = getattr(args, "words", []) + literal_words
     if name != "demo":   # which has a state folder of its own
         args.state = state_folder(dict(os.environ))
         collect_runs(args.state, args.tell)
-    return COMMANDS[name].deed(args)
-
-
-def prepare_streams() -> None:
-    """Makes printing work in any locale, and when the caller has closed stdout or stderr."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))
-        getattr(sys, name).reconfigure(encoding="utf-8", errors="replace")
+    if hasattr(args, "id"):
+        args.run = find_run(args.state, args.id)
+        args.config = getattr(args, "config", "") or args.run.facts.get("config", "")
+    return COMMANDS[name][0](args)
 
 
 def main(words: list[str]) -> int:
     """Runs a command line; the only catcher. Tracebacks are bugs."""
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    prepare_streams()
+    for name in ("stdout", "stderr"):   # in any locale, and when the caller has closed one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
+        getattr(sys, name).reconfigure(encoding="utf-8", errors="replace")
     try:
         return dispatch(words)
     except (Failure, KeyboardInterrupt) as error:

@@ -169,7 +169,7 @@ def test_a_process_survives_the_way_to_disk_and_back():
 def test_a_run_of_another_version_or_broken_is_refused_by_its_folder_and_left_alone(state, text):
     folder = write_facts(state, 5, text)
     with pytest.raises(Unusable) as caught:
-        selftalk.read_run(folder)
+        selftalk.Run(folder)
     assert folder in caught.value.what and caught.value.fix
     assert selftalk.read_runs(state, "open", lambda line: None) == []
     assert selftalk.read_file(os.path.join(folder, "run.json")) == text
@@ -244,7 +244,7 @@ def test_removing_a_folder_that_is_gone_is_no_bug(tmp_path):
 def test_a_lock_of_a_run_is_held_by_one(state):
     run = new_run(state)
     code = ("import sys; sys.path.insert(0, %r); import selftalk\nprint('up', flush=True)\n"
-            "with selftalk.read_run(%r).locked(): print('mine')" % (os.path.dirname(selftalk.__file__), run.folder))
+            "with selftalk.Run(%r).locked(): print('mine')" % (os.path.dirname(selftalk.__file__), run.folder))
     with run.locked():
         other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         other.stdout.readline()

@@ -230,7 +230,7 @@ def test_the_exit_codes_in_the_readme_are_those_of_the_program():
 
 def test_all_flags_are_in_the_readme():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    flags = {name for verb in selftalk.COMMANDS.values() for arg in verb.args + selftalk.COMMON
+    flags = {name for _, _, args in selftalk.COMMANDS.values() for arg in args + selftalk.COMMON
              for name in arg.names.split() if name.startswith("--") and arg.help}
     assert flags and not [flag for flag in sorted(flags) if flag not in readme]
 

@@ -257,7 +257,7 @@ def test_what_cannot_be_read_is_none(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for name in ("none", "loop", "."):
         assert selftalk.read_file(str(tmp_path / name)) is None
-    assert selftalk.file_stamp(str(tmp_path / "none")) == (-1, 0.0) and selftalk.file_size(str(tmp_path / "none")) == -1
+    assert selftalk.file_stamp(str(tmp_path / "none")) == (-1, 0.0)
 
 
 def test_a_pipe_in_the_place_of_a_file_is_nothing_and_does_not_block(tmp_path):
@@ -378,9 +378,9 @@ def test_a_process_that_ended_and_was_not_reaped_is_dead(family):
 
 def test_a_reused_pid_is_never_signalled(family):
     process = family.start("import time; " + SLEEP)
-    selftalk.signal_process(process._replace(started="1"), signal.SIGKILL)
+    selftalk.end_processes(lambda: [process._replace(started="1")])
     assert selftalk.is_alive(process)
-    selftalk.signal_process(process, signal.SIGKILL)
+    selftalk.end_processes(lambda: [process] * selftalk.is_alive(process))
     assert until_true(lambda: not selftalk.is_alive(process))
 
 
@@ -477,6 +477,13 @@ def test_a_process_that_obeys_term_may_tidy_up(family, tmp_path):
 def test_ending_nothing_takes_no_time():
     began = time.monotonic()
     assert selftalk.end_processes(lambda: []) == [] and time.monotonic() - began < 0.5
+
+
+def test_a_command_that_was_asked_and_ended_at_once_leaves_nothing(monkeypatch):
+    real, asked = selftalk.read_process, []
+    monkeypatch.setattr(selftalk, "read_process", lambda pid: real(pid) if asked or asked.append(pid) else None)
+    out = selftalk.converse(("sh", "-c", "sleep 1000 & echo $!"), "", lambda text: False, env=dict(os.environ), deadline_s=5.0)
+    assert out.strip().isdigit() and not real(int(out))
 
 
 # --- death ---------------------------------------------------------------------------

@@ -5,9 +5,10 @@ import subprocess
 
 import pytest
 
+import selftalk
 from sandboxes import until_true
-from selftalk import (ControlClient, Missing, PANE_SIZE, Ran, ServerGone, TmuxServer, check_tmux, explain_tmux,
-                      is_alive, parse_tmux_version, read_process, socket_identity)
+from selftalk import (ControlClient, Missing, PANE_SIZE, Ran, ServerGone, TMUX_FLOOR, TmuxServer, check_tmux, explain_tmux,
+                      is_alive, read_process, socket_identity)
 
 
 @pytest.fixture
@@ -32,9 +33,14 @@ def start(server, *argv):
 
 @pytest.mark.parametrize("text, version", [
     ("tmux 3.3a", (3, 3)), ("tmux 3.0", (3, 0)), ("tmux next-3.5", (3, 5)), ("tmux openbsd-7.4", (7, 4)),
-    ("tmux 2.7", (2, 7)), ("tmux master", None), ("", None)])
-def test_versions_are_read_as_distributions_print_them(text, version):
-    assert parse_tmux_version(text) == version
+    ("tmux 2.7", None), ("tmux master", TMUX_FLOOR), ("", TMUX_FLOOR)])
+def test_versions_are_read_as_distributions_print_them(text, version, monkeypatch):
+    monkeypatch.setattr(selftalk, "run_command", lambda *_: Ran(0, text, ""))
+    if version:
+        assert check_tmux() == version
+        return
+    with pytest.raises(Missing, match=r"version 2\.7 is too old"):
+        check_tmux()
 
 
 def test_a_session_has_its_size_and_no_client_changes_it(server):
