@@ -102,7 +102,6 @@ OPEN_OUTCOMES = ("asks", "stalled")   # the worker is kept, and may still come t
 
 class Failure(Exception):
     """Expected trouble: what happened to what, and what to do now, with its exit `code` and JSON `word`."""
-
     code, word = 1, "failed"
 
     def __init__(self, what: str, fix: str = "") -> None:
@@ -112,19 +111,16 @@ class Failure(Exception):
 
 class Unusable(Failure):
     """The request, the config or the state folder cannot be used as it is."""
-
     code, word = 2, "usage"
 
 
 class Missing(Failure):
     """A program that is needed is not there, or too old."""
-
     code, word = 3, "missing"
 
 
 class Interrupted(Failure):
     """A person pressed Ctrl-C; a worker goes on."""
-
     code, word = 130, "interrupted"
 
 
@@ -133,7 +129,6 @@ FAILURES = (Failure, Unusable, Missing, Interrupted)
 
 class Screen(NamedTuple):
     """What a pane shows: its visible lines, its title, and column and row of its cursor, from 0."""
-
     text: str
     title: str = ""
     cursor: tuple[int, int] = (-1, -1)
@@ -141,7 +136,6 @@ class Screen(NamedTuple):
 
 class Verdict(NamedTuple):
     """What a screen says an agent is doing, and why."""
-
     state: str         # one of STATES
     rule: str = ""     # "" when no rule matched
     region: str = ""   # the part of the screen the rule looked at
@@ -150,7 +144,6 @@ class Verdict(NamedTuple):
 
 class Said(NamedTuple):
     """What an agent's own record says of one turn."""
-
     state: str = "unknown"                   # busy, ready (the turn is over), failed, limited, login;
                                              # unknown: no turn yet, or a record that does not tell
     text: str = ""                           # the last thing the agent said, whole
@@ -164,7 +157,6 @@ class Said(NamedTuple):
 
 class Ending(NamedTuple):
     """How a turn ended: the outcome, and the words for the person who asked."""
-
     outcome: str       # a key of OUTCOMES
     what: str = ""     # what happened, when it is not an answer
     fix: str = ""      # what to do now
@@ -177,7 +169,6 @@ class Ending(NamedTuple):
 
 class Window(NamedTuple):
     """One quota period of an account."""
-
     name: str                    # session (5 hours), week, month; "week (Sonnet)" counts one model only
     used_percent: Optional[float]   # 0 to 100; None: not told, or the period is over
     resets_at: Optional[float]   # seconds since 1970
@@ -185,7 +176,6 @@ class Window(NamedTuple):
 
 class Usage(NamedTuple):
     """What is known of the quota of an agent's account. Unknown is neither 0 nor 100 percent."""
-
     windows: tuple[Window, ...] = ()
     unknown: str = ""                  # why the last reading brought nothing
     has_login: Optional[bool] = None   # None: not told
@@ -228,7 +218,6 @@ def own_command(words: str) -> str:
 
 class Rule(NamedTuple):
     """One row of an agent's screen rules: all of `needs`, none of `unless`, in one region, give `state`."""
-
     name: str
     state: str                     # one of STATES
     region: str                    # see cut_region
@@ -239,20 +228,17 @@ class Rule(NamedTuple):
 
 class Dialog(NamedTuple):
     """A question of an agent that may be answered without asking anyone, and the answer."""
-
     name: str
     needs: tuple[str, ...]             # regexes that must all match at the bottom of the screen
     choose: str                        # regex of the option's label; "" keeps what is preselected
-    keys: tuple[str, ...] = ("Enter",) # pressed once the option is selected
 
 
 class Start(NamedTuple):
     """How an agent is started."""
-
     unattended: tuple[str, ...] = ()                     # args of the built-in profile: no permission asked
     prompt: tuple[str, ...] = ("--", "{prompt}")         # how a prompt is given as an argument
-    commands: str = ""                                   # a prompt with one of these first is a command …
-    lead: str = " "                                      # … unless this stands before it; "": it goes by file
+    commands: str = r"(?!)"                              # see Submit
+    by_file: str = r"(?!)"
     added: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (sign, args): given unless an arg holds the sign
     env: tuple[tuple[str, str], ...] = ()                # set for the worker
     root_env: tuple[tuple[str, str], ...] = ()           # set for the worker when it runs as root
@@ -263,15 +249,14 @@ class Start(NamedTuple):
 
 class Submit(NamedTuple):
     """How a prompt is typed into an agent that waits for one."""
-
     composer: str                       # regex over the screen; group 1: what the composer holds
     ghost: str = r"(?!)"                # regex of what an empty composer may show
     chip: str = r"(?!)"                 # regex of what stands for a long paste; group 1: its lines or letters
     settle_s: float = 0.0               # from the paste being seen to Enter
     limit_bytes: int = 1_000_000        # a longer prompt goes by file
     piece: tuple[int, int, int] = (0, 0, 0)   # up to so long it goes in pieces of so many lines, letters
-    commands: str = "/!"                # a prompt with one of these first is a command, unless a space leads
-    by_file: str = r"(?!)"              # regex of a prompt that is a command all the same: it goes by file
+    commands: str = r"\s*[/!]"          # regex of a prompt that is a command, unless a space leads
+    by_file: str = r"(?!)"              # regex of one that is a command all the same: it goes by file
     more: str = r"(?!)"                 # regex of the edge of a composer that shows only its end
     tail: tuple[tuple[str, str], ...] = ()   # (regex of an end that would swallow Enter, what disarms it)
     clear: tuple[str, ...] = ("C-c",)   # keys that empty the composer, pressed only when it holds our text
@@ -279,7 +264,6 @@ class Submit(NamedTuple):
 
 class Pane(NamedTuple):
     """How an agent looks in a terminal, and which keys it takes there."""
-
     marks: dict[str, str] = {}          # names for lines that regions start at
     rules: tuple[Rule, ...] = ()        # tried in order; none matches: unknown
     dialogs: tuple[Dialog, ...] = ()
@@ -292,7 +276,6 @@ class Pane(NamedTuple):
 
 class Record(NamedTuple):
     """Where an agent writes down what it says."""
-
     format: str                # see FORMATS
     home: tuple[str, str]      # the variable that moves the agent's folder, and where it is otherwise
     files: str                 # glob below that folder, with the hole {session} where the name holds it
@@ -303,7 +286,6 @@ class Record(NamedTuple):
 
 class Probe(NamedTuple):
     """One way to read how much of an account's quota is used, without a model call."""
-
     source: str                  # what a person may call it
     format: str                  # see USAGE_FORMATS
     args: tuple[str, ...] = ()   # of the agent's command; (): nothing is run
@@ -313,7 +295,6 @@ class Probe(NamedTuple):
 
 class Quota(NamedTuple):
     """What an agent tells of its account's quota."""
-
     probes: tuple[Probe, ...] = ()   # tried in order until one knows
     login: tuple[str, ...] = ()      # args of a command that fails when nobody is logged in
     unknown: str = ""                # why there is nothing to ask
@@ -321,7 +302,6 @@ class Quota(NamedTuple):
 
 class Agent(NamedTuple):
     """All that is known of one agent CLI."""
-
     name: str
     command: str
     start: Start = Start()
@@ -554,7 +534,7 @@ CLAUDE_SUBMIT = Submit(
     chip=r"\[Pasted text #\d+(?: \+(\d+) lines)?\]",
     # 2.1.329 tells the model that what it shows as a chip was pasted, and may not be from its user.
     piece=(12_000, 2, 600), more=r"^─{3,} ↑ \d+ more ─",
-    commands="!", by_file=r"\s*/[\w:-]+(?:\s|\Z)", tail=((r"\\\Z", " "),))
+    commands=r"\s*!", by_file=r"\s*/[\w:-]+(?:\s|\Z)", tail=((r"\\\Z", " "),))
 OPENCODE_SUBMIT = Submit(
     composer=(
         r"(?:^ +┃(?: {9}[^\n]*)?\n)+"                  # empty rows; a sidebar may stand at their right
@@ -564,7 +544,7 @@ OPENCODE_SUBMIT = Submit(
         r" +┃  \S[^\n]*\n +╹▀{20,}"),                  # the agent and its model, the lower edge
     ghost=r'Ask anything\W+".*',
     chip=r"\[Pasted ~(\d+) lines\]",
-    commands="/", tail=((r"@\S*\Z", " "),))            # a menu, as codex has it
+    commands=r"\s*/", tail=((r"@\S*\Z", " "),))       # a menu, as codex has it
 GEMINI_SUBMIT = Submit(
     composer=(
         r"^─{20,}\n(?: [^\n]*\n|\n)??(?:▀{20,}\n|\n)?"     # the upper edge, the mode, the composer's frame
@@ -574,7 +554,7 @@ GEMINI_SUBMIT = Submit(
     chip=r"\[Pasted Text: (\d+) (?:lines|chars)\](?: #\d+)?",
     settle_s=0.25,                                # 0.61.0: Enter within 40 ms of a paste makes a new line
     limit_bytes=20_000,                           # 20 KB in one line take 3.4 s, 50 KB 17 s
-    commands="", by_file=r"\s*/\w", tail=((r"(?:\\|@\S*)\Z", " "),))
+    commands=r"(?!)", by_file=r"\s*/\w", tail=((r"(?:\\|@\S*)\Z", " "),))
 CODEX_SUBMIT = Submit(
     composer=(
         r"^›(?: |$)("                                           # the last such row: history has it too
@@ -637,7 +617,7 @@ AGENT_ROWS = (
     Agent("claude", "claude", seen="2.1.329", flag="c", install="npm install -g @anthropic-ai/claude-code",
           start=Start(
               unattended=("--dangerously-skip-permissions",), resume=("--resume", "{session}"),
-              commands="/", lead="",                  # 2.1.329: "/init …" is a command, and so is " /init …"
+              by_file=r"\s*/",                        # 2.1.329: "/init …" is a command, and so is " /init …"
               # 2.1.197, 2.1.329: else the bypass warning comes, with "No, exit" preselected. Written nowhere.
               added=((r"--settings\b", ("--settings", '{"skipDangerousModePermissionPrompt":true}')),
                      (r"--(?:session-id|resume|continue|fork-session)\b|-[rc]$",
@@ -658,7 +638,7 @@ AGENT_ROWS = (
     Agent("codex", "codex", seen="0.169.0", flag="x", install="npm install -g @openai/codex",
           start=Start(
               unattended=("--dangerously-bypass-approvals-and-sandbox",), resume=("resume", "{session}"),
-              commands="!/",                          # 0.169.0: "!x" is a shell command, also as an argument
+              commands=r"\s*[!/]",                    # 0.169.0: "!x" is a shell command, also as an argument
               # 0.169.0: any -c keeps the agent out of the shared daemon, in which a turn outlives its pane.
               # The update prompt has "Update now" preselected. Trust given so is written nowhere.
               added=(("check_for_update_on_startup", ("-c", "check_for_update_on_startup=false")),
@@ -675,7 +655,7 @@ AGENT_ROWS = (
     Agent("gemini", "gemini", seen="0.61.0", flag="g", install="npm install -g @google/gemini-cli",
           start=Start(
               unattended=("--skip-trust", "--yolo"), prompt=("-i", "{prompt}"),
-              commands="/!-", lead="",
+              by_file=r"\s*[/!-]",
               added=((r"--(?:session-id|resume)\b|-r$", ("--session-id", "{session}")),),
               resume=("--resume", "{session}"),
               resumed=r"^(?: > |✦ )",                         # 0.61.0: before that it shows an empty composer
@@ -692,7 +672,7 @@ AGENT_ROWS = (
     Agent("opencode", "opencode", seen="1.18.33", install="npm install -g opencode-ai",
           start=Start(
               unattended=("--auto",), prompt=("--prompt", "{prompt}"), resume=("-s", "{session}"),
-              commands="/-",                          # 1.18.33: "/init …" is a command, and "-x" an option
+              commands=r"\s*[/-]",                    # 1.18.33: "/init …" is a command, and "-x" an option
               env=(("OPENCODE_DISABLE_AUTOUPDATE", "1"),
                    ("OPENCODE_PRINT_LOGS", "1"), ("OPENCODE_LOG_LEVEL", "INFO")),   # to stderr
               markers=("OPENCODE", "OPENCODE_PID", "AGENT", "OPENCODE_PRINT_LOGS", "OPENCODE_LOG_LEVEL")),
@@ -774,7 +754,6 @@ BLOCK_FOLDABLE = re.compile(r"^([^ \t\n].*)\n(\n*)(?=[^ \t\n])", re.MULTILINE)
 
 class Spot(NamedTuple):
     """A place in the framed text; lines and columns count from 1, and the column is 0 at its end."""
-
     index: int
     line: int
     column: int
@@ -782,7 +761,6 @@ class Spot(NamedTuple):
 
 class Node(NamedTuple):
     """A value and where it was written; lines and columns count from 1, and are 0 where there is no key."""
-
     value: object                  # str, int, float, bool, None, list of Node, dict of plain key to Node
     text: str                      # a scalar as written, its quotes and escapes resolved: "0x1F", "1.10"
     line: int
@@ -996,13 +974,11 @@ KINDS: dict[type, tuple[str, str]] = {   # what a value must be: its name, and h
 
 class FromEnv(NamedTuple):
     """An environment value that is taken from the caller's environment when a worker starts."""
-
     name: str
 
 
 class Profile(NamedTuple):
     """How a user wants an agent run."""
-
     name: str
     command: str
     agent: Agent
@@ -1014,14 +990,12 @@ class Profile(NamedTuple):
 
 class SmartRoute(NamedTuple):
     """Who does the work when somebody's quota runs low, and what that means."""
-
     chain: tuple[str, ...] = ROUTE               # profiles, the preferred one first
     limits: dict[str, dict[str, float]] = {}     # agent, profile, or "" for all: see find_limits
 
 
 class Config(NamedTuple):
     """All that a config says."""
-
     source: str                      # the path it was read from, or "built-in"
     profiles: dict[str, Profile]
     default_profile: str = ""        # "" when none is named
@@ -1303,7 +1277,6 @@ def judge_screen(screen: Screen, rules: tuple[Rule, ...], marks: dict[str, str])
 
 class Option(NamedTuple):
     """One row of a dialog's list."""
-
     label: str
     selected: bool
 
@@ -1343,14 +1316,13 @@ def read_options(screen: Screen, digits: str) -> tuple[Option, ...]:
     return find_options(screen.text) or tuple(Option(label, False) for label in labels)
 
 
-def plan_keys(options: tuple[Option, ...], choose: str) -> tuple[str, ...]:
-    """The keys that move to the option whose label matches `choose` and confirm it; () when impossible."""
+def next_key(options: tuple[Option, ...], choose: str) -> str:
+    """The key that goes a step towards the option whose label matches `choose`, or takes it; "" for none."""
     chosen = [i for i, option in enumerate(options) if option.selected]
     wanted = [i for i, option in enumerate(options) if re.search(choose, option.label)]
     if not chosen or not wanted:
-        return ()
-    steps = 0 if chosen[0] in wanted else wanted[0] - chosen[0]
-    return ("Down" if steps > 0 else "Up",) * abs(steps) + ("Enter",)
+        return ""
+    return "Enter" if chosen[0] in wanted else "Down" if wanted[0] > chosen[0] else "Up"
 
 
 # =============================================================================
@@ -1711,7 +1683,6 @@ USAGE_FORMATS: dict[str, Callable[[str, float], Optional[Usage]]] = {
 
 class Ran(NamedTuple):
     """A command that has ended."""
-
     status: int
     out: str
     err: str
@@ -1719,14 +1690,12 @@ class Ran(NamedTuple):
 
 class Process(NamedTuple):
     """A process that cannot be mistaken for another: pids are reused, a pid with its start time is not."""
-
     pid: int
     started: str   # opaque; equal for the same process
 
 
 class ProcessRow(NamedTuple):
     """What the system says of a process."""
-
     process: Process
     parent: int
     session: int   # pid of the session's leader; 0 where the system does not tell
@@ -2081,7 +2050,6 @@ PANE_FACTS = "#{pid} #{session_id} #{pane_id} #{pane_pid} #{socket_path}"
 
 class PaneFacts(NamedTuple):
     """Where a worker's pane is."""
-
     socket: str
     server_pid: int
     session: str     # "$0"
@@ -2416,7 +2384,6 @@ def close_run(run: Run, **facts: Any) -> None:
 
 class Turn(NamedTuple):
     """The turn a run is in: how to know it in the agent's record, and how far its prompt has come."""
-
     mark: str = ""              # the first letters of what was sent
     base: int = 0               # turns that the record held before
     delivery: str = "taken"     # waiting, pasted, entered, taken; a prompt given at launch is taken
@@ -2536,19 +2503,14 @@ exit "$1"
 
 
 class Launch(NamedTuple):
-    """All that is needed to start a worker."""
-
-    profile: Profile
-    workspace: str
-    prompt: str            # given at launch, without instructions; "" when it is typed later
+    """What it takes to start the worker of a run."""
+    profile: Profile       # with all args, and the path of the agent's program as its command
     env: dict[str, str]    # the worker's environment
-    program: str           # the path of the agent's binary
-    session: str = ""      # the agent's own name for what it remembers of the run; "" when it chooses
+    prompt: str = ""       # as the launcher gives it; "" when it is typed later
 
 
 class Sight(NamedTuple):
     """All that one look at a worker has shown."""
-
     exit_status: Optional[int] = None   # None while it runs, and when it ended without telling
     is_gone: bool = False               # the launcher has ended
     screen: Screen = Screen("")
@@ -2569,15 +2531,13 @@ def note_place(run: Run, **facts: Any) -> None:
 
 
 def compose_env(profile: Profile, base: dict[str, str], is_root: bool) -> dict[str, str]:
-    """The environment of a worker: the caller's, less what would bend a nested agent, plus row and profile.
-    `Unusable` names a `from_env` variable that is not set."""
+    """The environment of a worker: the caller's less what would bend a nested agent, plus row and profile."""
     dropped = {*DROPPED_VARIABLES, *(marker for row in AGENTS.values() for marker in row.start.markers)}
     env = {name: value for name, value in base.items() if name not in dropped}
     locale = env.get("LC_ALL") or env.get("LC_CTYPE") or env.get("LANG") or ""
     if "utf" not in locale.lower():   # agents draw their screens with it
         env["LC_ALL"] = "en_US.UTF-8" if sys.platform == "darwin" else "C.UTF-8"
-    env.update(profile.agent.start.env)
-    env.update(profile.agent.start.root_env if is_root else ())
+    env.update(profile.agent.start.env + (profile.agent.start.root_env if is_root else ()))
     for name, value in profile.env:
         if isinstance(value, FromEnv) and value.name not in base:
             raise Unusable("profile `%s`: %s is not set in the environment" % (profile.name, value.name),
@@ -2606,21 +2566,21 @@ def added_args(profile: Profile, workspace: str, session: str = "{session}") -> 
     return fill_holes(words, {"workspace_json": quoted, "session": session})
 
 
-def agent_args(launch: Launch, folder: str) -> tuple[str, ...]:
-    """What stands between the agent's binary and the prompt."""
-    ours = added_args(launch.profile, launch.workspace, launch.session)
-    return ours + fill_holes(launch.profile.args, {"prompt_file": os.path.join(folder, "prompt.md")})
+def agent_argv(run: Run, profile: Profile) -> list[str]:
+    """The agent's command line, less the prompt."""
+    ours = added_args(profile, run.facts["workspace"], run.facts["session_id"])
+    return [profile.command, *ours, *fill_holes(profile.args, {"prompt_file": run.path("prompt.md")})]
 
 
-def is_command(prompt: str, signs: str) -> bool:
-    """Whether an agent would take a prompt for a command of its own: one that begins with one of `signs`."""
-    return prompt.lstrip()[:1] in tuple(signs)
-
-
-def run_prompt(run: Run, prompt: str, start: Start) -> str:
-    """The prompt of a task as it is sent: with the instructions for done.md."""
-    lead = start.lead if is_command(prompt, start.commands) else ""
-    return lead + DONE_FILE_PROMPT.replace("{folder}", run.folder).replace("{prompt}", prompt.rstrip("\n"), 1)
+def task_prompt(run: Run, prompt: str, profile: Profile) -> tuple[str, str]:
+    """The prompt of a task with the instructions for done.md, and what the launcher gives the agent: that, or
+    a word about its file when it cannot be an argument: too long, or a command even behind a space."""
+    start = profile.agent.start
+    text = DONE_FILE_PROMPT.replace("{folder}", run.folder).replace("{prompt}", prompt.rstrip("\n"), 1)
+    text = " " * bool(re.match(start.commands, prompt)) + text
+    is_long = len(text.encode("utf-8", "surrogateescape")) > ARGUMENT_LIMIT_BYTES
+    is_pointer = profile.prompt == "argument" and (is_long or re.match(start.by_file, prompt))
+    return text, POINTER_PROMPT.format(folder=run.folder) if is_pointer else text
 
 
 def cut_pieces(text: str, piece: tuple[int, int, int]) -> list[str]:
@@ -2634,53 +2594,37 @@ def cut_pieces(text: str, piece: tuple[int, int, int]) -> list[str]:
 
 
 def typed_prompt(run: Run, prompt: str, submit: Submit) -> str:
-    """What is typed for a prompt: itself without what a terminal or the agent would obey, or a word about the
-    file it lies in."""
+    """What is typed for a prompt: itself, less what would be obeyed, or a word about the file it lies in."""
     text = clean_text(prompt).strip("\n")
     if len(text.encode()) > submit.limit_bytes or re.match(submit.by_file, text):
         return POINTER_PROMPT.format(folder=run.folder)
     tail = next((tail for sign, tail in submit.tail if re.search(sign, text)), "")
-    return " " * is_command(text, submit.commands) + text + tail
-
-
-def sent_prompt(run: Run, launch: Launch) -> str:
-    """What the launcher gives the agent: the prompt with its instructions, or a word about their file when it
-    cannot be an argument: too long for one, or a command whatever stands before it."""
-    start = launch.profile.agent.start
-    text = run_prompt(run, launch.prompt, start)
-    is_long = len(text.encode("utf-8", "surrogateescape")) > ARGUMENT_LIMIT_BYTES
-    by_file = is_long or is_command(text, start.commands) and not start.lead
-    is_pointer = by_file and launch.profile.prompt == "argument"
-    return POINTER_PROMPT.format(folder=run.folder) if is_pointer else text
+    return " " * bool(re.match(submit.commands, text)) + text + tail
 
 
 def render_launcher(run: Run, launch: Launch, receives_env: bool) -> str:
     """The launcher's text. It holds names of variables, never a value: a value may be a secret."""
     profile, agent, folder = launch.profile, launch.profile.agent, shlex.quote(run.folder)
-    sent = sent_prompt(run, launch)
-    by_file = sent == POINTER_PROMPT.format(folder=run.folder)
-    source = "printf %%s %s" % shlex.quote(sent) if by_file else "cat %s/prompt.md" % folder
+    is_pointer = launch.prompt == POINTER_PROMPT.format(folder=run.folder)
+    source = "printf %%s %s" % shlex.quote(launch.prompt) if is_pointer else "cat %s/prompt.md" % folder
     words = ['"$(prompt)"' if word == "{prompt}" else shlex.quote(word) for word in agent.start.prompt]
-    ways = {"argument": " " + " ".join(words), "stdin": " < %s/prompt.md" % folder, "prompt-file-arg": ""}
-    given = ways[profile.prompt] if launch.prompt else ""
+    given = {"argument": " " + " ".join(words), "stdin": " < %s/prompt.md" % folder}.get(profile.prompt, "")
     log = " 2>> %s/stderr.log" % folder if agent.record and agent.record.has_log else ""
     odd = ["%s=%s" % pair for pair in agent.start.env if not ENV_NAME.match(pair[0])]   # sh would drop them
-    command = ["env"] * bool(odd) + odd + [launch.program, *agent_args(launch, run.folder)]
+    command = ["env"] * bool(odd) + odd + agent_argv(run, profile)
     return LAUNCHER.format(
         id=run.id, profile=profile.name, agent=agent.name, folder=folder,
-        dropped=" ".join(DROPPED_VARIABLES), workspace=shlex.quote(launch.workspace),
+        dropped=" ".join(DROPPED_VARIABLES), workspace=shlex.quote(run.facts["workspace"]),
         receive='[ -p {0}/env ] && eval "$(cat {0}/env)"\n'.format(folder) if receives_env else "",
         needed="".join(': "${%s?is set by the profile}"\n' % name for name, _ in profile.env),
         prompt="prompt() { %s; }\n" % source if launch.prompt else "",
-        command=" ".join(map(shlex.quote, command)) + given + log)
+        command=" ".join(map(shlex.quote, command)) + given * bool(launch.prompt) + log)
 
 
 def end_pane(run: Run, echo: Optional[Tell] = None) -> list[Process]:
-    """Ends all that a run's worker started, then its pane or server; also after a start that was cut short,
-    of which run.json may know little. Returns what could not be ended."""
-    facts, is_started = run.facts, run.facts["state"] != "starting"
-    path, is_shared = facts.get("socket", ""), facts.get("place") == "pane"
-    server = fact_process(facts.get("server"))
+    """Ends what a run's worker started, then its pane or server, however far a start came: what is left."""
+    facts, path, server = run.facts, run.facts.get("socket", ""), fact_process(run.facts.get("server"))
+    is_started, is_shared = facts["state"] != "starting", facts.get("place") == "pane"
     launcher = fact_process(facts["launcher"] if is_started else None)
     left = end_processes(lambda: [one for one in find_tree(launcher, run.mark) if one != server]
                          + [server] * (is_started and not is_shared and is_alive(server)))
@@ -2698,11 +2642,10 @@ def end_pane(run: Run, echo: Optional[Tell] = None) -> list[Process]:
     return left
 
 
-def open_session(run: Run, launch: Launch, version: tuple[int, int], echo: Optional[Tell]) -> PaneFacts:
-    """Starts the worker in a detached session, on a server of its own. Its name is written down before it
-    starts, so that a start that is cut short can be undone."""
+def open_session(run: Run, launch: Launch, echo: Optional[Tell]) -> PaneFacts:
+    """Starts the worker in a session on a server of its own; its name is noted first, for an undoing."""
     write_file(run.path("launch.sh"), render_launcher(run, launch, False), mode=0o700)
-    env = dict(launch.env, SELFTALK_RUN=run.folder)
+    env, version = dict(launch.env, SELFTALK_RUN=run.folder), tuple(run.facts["tmux"])
     sockets = os.path.join(env.get("TMUX_TMPDIR") or "/tmp", "tmux-%d" % os.getuid())   # as tmux has it
     for number in range(1, 50):   # another state folder may have a run of the same number
         name = "selftalk-%d" % run.id if number == 1 else "selftalk-%d-%d" % (run.id, number)
@@ -2720,13 +2663,10 @@ def open_session(run: Run, launch: Launch, version: tuple[int, int], echo: Optio
     raise Failure("tmux: no free name for run %d's server" % run.id, "end old ones: tmux -L NAME kill-server")
 
 
-def open_beside(run: Run, launch: Launch, base: dict[str, str],
-                echo: Optional[Tell]) -> Optional[PaneFacts]:
+def open_beside(run: Run, launch: Launch, base: dict[str, str], echo: Optional[Tell]) -> Optional[PaneFacts]:
     """Starts the worker in a pane beside the caller, whose environment is `base`; None without room for it.
-
-    That server has another environment. The worker's comes through a named pipe: it is never on disk, in an
-    argument or in an option of tmux. The pane is written down before it gets it, so that a start that is cut
-    short can be undone."""
+    That server has another environment: the worker's comes through a named pipe, and is never on disk, in an
+    argument or in an option of tmux. The pane is written down first: a start cut short can be undone."""
     socket, beside = base.get("TMUX", "").split(",")[0], base.get("TMUX_PANE", "")
     server = TmuxServer(socket, tuple(run.facts["tmux"]), echo)
     direction = split_direction(*server.pane_size(beside)) if socket and beside else ""
@@ -2747,8 +2687,7 @@ def open_beside(run: Run, launch: Launch, base: dict[str, str],
 
 
 def find_begin(text: str, needle: str, since: float) -> str:
-    """When a record that speaks of our run was begun; "" for one that does not, or was begun before `since`:
-    an agent that called us has our folder's name in its record too."""
+    """When a record that speaks of our run was begun; "" for another, and for a caller's, begun before."""
     found = re.search(r'"timestamp": ?"([0-9T:.-]+)Z"', text)
     earliest = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(since - 1.0))
     is_ours = found and found.group(1) >= earliest and json.dumps(needle)[1:-1] in text
@@ -2756,8 +2695,7 @@ def find_begin(text: str, needle: str, since: float) -> str:
 
 
 def holds_open(run: Run, path: str) -> bool:
-    """Whether a process of the worker has a file open for writing. (When it starts, codex 0.169.0 reads those
-    of other sessions.)"""
+    """Whether the worker has a file open for writing: codex 0.169.0 reads those of other sessions as well."""
     launcher = fact_process(run.facts["launcher"])
     return any(has_open(process, path) for process in find_tree(launcher, run.mark))
 
@@ -2772,7 +2710,6 @@ class RecordFollower:
 
     @property
     def has_grown(self) -> bool:
-        """Whether the file has changed since the last read."""
         return bool(self.path) and self._written() != self._stamp
 
     def read(self) -> list[Said]:
@@ -2804,12 +2741,10 @@ class RecordFollower:
         import glob   # 3 ms, and only for agents that keep a record
         if self.record.has_log and not self.session:
             self.session = self._name_session(read_file(self.run.path("stderr.log")) or "")
-            if not self.session:
-                return ""
         name = self.record.files.format(session=glob.escape(self.session) or "*")
         paths = sorted(glob.glob(os.path.join(glob.escape(self.run.facts["record_home"]), name)))
-        if self.session:   # the first: resumed, gemini 0.61.0 makes one more that stays empty
-            return paths[0] if paths else ""
+        if self.session or self.record.has_log:   # the first: resumed, gemini 0.61.0 makes an empty one too
+            return paths[0] if paths and self.session else ""
         since, needle = self.run.facts["started_at"], self.run.folder + "/"   # of the file a prompt names
         recent = [path for path in paths if file_stamp(path)[1] >= since - 1.0]
         held = (path for path in recent if holds_open(self.run, path))
@@ -2820,8 +2755,7 @@ class RecordFollower:
 
     def _name_session(self, text: str) -> str:
         """The session that a file's name or a log speaks of; "" when it names none."""
-        found = re.search(self.record.session or "(?!)", text)
-        return found.group(1) if found else ""
+        return next((found[1] for found in re.finditer(self.record.session or "(?!)", text)), "")
 
 
 def read_exit(run: Run) -> Optional[int]:
@@ -2829,8 +2763,17 @@ def read_exit(run: Run) -> Optional[int]:
     return as_number((read_file(run.path("exit")) or "").strip())
 
 
+def plan_answer(screen: Screen, dialogs: tuple[Dialog, ...]) -> tuple[str, str]:
+    """The known dialog at the bottom of a screen, and the next key towards its answer; "" for none."""
+    text = cut_region(screen, "bottom:20", {})
+    for dialog in dialogs:
+        if all(re.search(need, text, re.MULTILINE) for need in dialog.needs):
+            return dialog.name, next_key(find_options(text), dialog.choose) if dialog.choose else "Enter"
+    return "", ""
+
+
 class Worker:
-    """A worker in its pane, held open for questions. Closing it leaves the worker as it is."""
+    """A worker in its pane, held open for questions and keys. Closing it leaves the worker as it is."""
 
     def __init__(self, run: Run, echo: Optional[Tell] = None) -> None:
         self.run, self.agent = run, AGENTS[run.facts["agent"]]
@@ -2890,17 +2833,15 @@ class Worker:
             return self.last_screen
         dead, column, row, title = (facts + "   ").split(" ", 3)
         self.is_drained = dead == "1"
-        text = re.sub(r"(^|\n)Pane is dead[^\n]*", "", text)   # tmux's own line
-        # tmux 3.6 keeps tabs, older ones do not
-        self.last_screen = Screen(text.expandtabs(8), title.rstrip(), (int(column or -1), int(row or -1)))
+        text = re.sub(r"(^|\n)Pane is dead[^\n]*", "", text).expandtabs(8)   # tmux's own line; 3.6 keeps tabs
+        self.last_screen = Screen(text, title.rstrip(), (int(column or -1), int(row or -1)))
         return self.last_screen
 
     def capture_all(self) -> str:
         """The screen with what scrolled out of it, as far as the agent lets the terminal scroll."""
-        try:
+        with contextlib.suppress(ServerGone):
             return self.client.ask("capture-pane -p -J -S -5000 -t %s" % self.pane)[0].rstrip()
-        except ServerGone:
-            return self.last_screen.text.rstrip()
+        return self.last_screen.text.rstrip()
 
     def is_publishing(self) -> bool:
         """Whether a process of the worker has done.md open: it writes there instead of renaming a file."""
@@ -2915,7 +2856,6 @@ class Worker:
         self.turn = self.turn._replace(**facts)
 
     def press(self, *keys: str) -> None:
-        """Presses keys in the worker's pane."""
         self.server.send_keys(self.pane, keys)
 
     def held(self, screen: Screen) -> Optional[str]:
@@ -2927,167 +2867,139 @@ class Worker:
         """Whether the composer holds a prompt, as it was typed."""
         return holds_prompt(self.held(sight.screen) or "", prompt, self.agent.pane.submit)
 
+    def has_begun(self, sight: Sight) -> bool:
+        """Whether the agent was seen to work on the turn: by its record, or by its screen without one."""
+        return bool(sight.said.turn) or sight.verdict.state == "busy" and not self.record.path
 
-def plan_answer(screen: Screen, dialogs: tuple[Dialog, ...]) -> tuple[str, tuple[str, ...]]:
-    """The known dialog at the bottom of a screen and the keys that answer it, or only one that moves towards
-    the wanted option: it is seen to be selected before it is taken. No keys when none can be told."""
-    text = cut_region(screen, "bottom:20", {})
-    for dialog in dialogs:
-        if all(re.search(need, text, re.MULTILINE) for need in dialog.needs):
-            moves = plan_keys(find_options(text), dialog.choose) if dialog.choose else ("Enter",)
-            return dialog.name, moves[:1] if len(moves) > 1 else dialog.keys if moves else ()
-    return "", ()
+    def await_sight(self, is_it: Callable[[Sight], bool], patience_s: float) -> Optional[Sight]:
+        """The first look that shows what `is_it` wants; None when none did, or a question came up."""
+        for _ in until(patience_s, shortest_s=0.02, pause=self.pause):
+            sight = self.look()
+            if sight.is_gone or sight.verdict.state == "asks" or self.has_changed():
+                return None
+            if is_it(sight):
+                return sight
+        return None
 
-
-def answer_dialog(worker: Worker, screen: Screen, answered: tuple[str, ...]) -> Optional[str]:
-    """Goes one step, and six at most, towards the answer of the dialog on the screen. Its name; "" when it
-    may not be answered; None when the screen is another one by now, or has not shown the step before yet."""
-    name, keys = plan_answer(screen, worker.agent.pane.dialogs)
-    if not keys or answered.count(name) >= 6:
-        return ""
-    run, asked, mark = worker.run, worker.run.path("asked"), checksum(screen.text)
-    with run.locked():   # two waiters would press twice
-        was_just_asked = time.time() - file_stamp(asked)[1] < LONGEST_LOOK_S and read_file(asked) == mark
-        if was_just_asked or worker.capture().text != screen.text:   # it has not redrawn yet, or has
-            return None
-        run.log("dialog", name=name, keys=list(keys))
-        write_file(asked, mark)
-        worker.press(*keys)
-    return name
-
-
-def await_sight(worker: Worker, is_it: Callable[[Sight], bool], patience_s: float) -> Optional[Sight]:
-    """The first look at a worker that shows what `is_it` wants; None when none did, or a question came up."""
-    for _ in until(patience_s, shortest_s=0.02, pause=worker.pause):
-        sight = worker.look()
-        if sight.is_gone or sight.verdict.state == "asks" or worker.has_changed():
-            return None
-        if is_it(sight):
-            return sight
-    return None
-
-
-def has_begun(worker: Worker, sight: Sight) -> bool:
-    """Whether an agent was seen to work on the turn: by its record, or by its screen when it has none yet."""
-    return bool(sight.said.turn) or sight.verdict.state == "busy" and not worker.record.path
-
-
-def paste_prompt(worker: Worker, prompt: str) -> bool:
-    """Pastes a prompt and waits until the composer shows it; once more when it does not: before its first
-    paint is complete, an agent may lose it (opencode 1.18.33, gemini 0.61.0)."""
-    for _ in range(2):
-        worker.note_turn(delivery="pasted", mark=letters(prompt)[:MARK_LETTERS],
-                         base=worker.record.read()[-1].turn)
-        first, *others = cut_pieces(prompt, worker.agent.pane.submit.piece)
-        worker.server.paste(worker.pane, first)
-        if not others or await_sight(worker, functools.partial(worker.holds, first), PASTE_PATIENCE_S):
-            for piece in others:
-                worker.server.paste(worker.pane, piece)
-            if await_sight(worker, functools.partial(worker.holds, prompt), PASTE_PATIENCE_S):
-                return True
-        if worker.held(worker.capture()) != "":
-            break
-    return False
-
-
-def submit_prompt(worker: Worker, prompt: str) -> bool:
-    """Presses Enter and waits until the prompt was taken; once more when the composer still holds it."""
-    list(until(worker.agent.pane.submit.settle_s))
-    for _ in range(2):
-        if worker.has_changed() or not worker.holds(prompt, worker.look()):
-            return False   # interrupted, or behind a dialog
-        worker.note_turn(delivery="entered")
-        worker.press("Enter")
-        if await_sight(worker, lambda sight: has_begun(worker, sight) or worker.held(sight.screen) == "",
-                       ENTER_PATIENCE_S):
-            worker.note_turn(delivery="taken")
-            return True
-    return False
-
-
-def type_prompt(worker: Worker, prompt: str) -> str:
-    """Types a prompt into an agent that is ready and submits it. "" when it was taken or a question came up,
-    else what kept it from that. Whoever did this before us may have been killed at any step: how far it came
-    says the turn's file, and the composer itself."""
-    submit, run = worker.agent.pane.submit, worker.run
-    typed = typed_prompt(run, prompt, submit)
-    with run.locked("typing"):
-        worker.turn = current_turn(run)
-        if worker.turn.delivery == "taken" or worker.has_changed():
+    def answer_dialog(self, screen: Screen, answered: tuple[str, ...]) -> Optional[str]:
+        """Goes a step, of six at most, to the answer of a dialog. Its name; "" without one; None: not now."""
+        name, key = plan_answer(screen, self.agent.pane.dialogs)
+        if not key or answered.count(name) >= 6:
             return ""
-        is_again = worker.turn.delivery != "waiting"
-        if not (is_again and worker.holds(typed, worker.look())):
-            if is_again and await_sight(worker, functools.partial(has_begun, worker), ENTER_PATIENCE_S):
-                worker.note_turn(delivery="taken")
-                return ""
-            held, before = worker.held(worker.capture()) or "", read_turn(of_turn(run, -1))
-            was_put_back = before.get("outcome") == "stopped" and holds_prompt(
-                held, typed_prompt(run, before.get("prompt") or "", submit), submit)
-            if was_put_back or is_again and letters(held) and letters(held) in letters(typed):
-                worker.press(*submit.clear)   # what was interrupted, or a part of ours
-            if not await_sight(worker, lambda sight: worker.held(sight.screen) == "", COMPOSER_PATIENCE_S):
-                return "its composer holds other text, or none can be seen"
-            if not paste_prompt(worker, typed):
-                return "the prompt does not show in its composer"
-            run.log("pasted", bytes=len(typed.encode()))
-        if not submit_prompt(worker, typed):
-            return "its composer still holds the prompt"
-    run.log("submitted")
-    return ""
+        run, asked, mark = self.run, self.run.path("asked"), checksum(screen.text)
+        with run.locked():   # two waiters would press twice
+            was_just_asked = time.time() - file_stamp(asked)[1] < LONGEST_LOOK_S and read_file(asked) == mark
+            if was_just_asked or self.capture().text != screen.text:   # it has not redrawn yet, or has
+                return None
+            run.log("dialog", name=name, keys=[key])
+            write_file(asked, mark)
+            self.press(key)
+        return name
 
-
-def interrupt_turn(worker: Worker, prompt: str) -> None:
-    """Presses the agent's interrupt keys while it is busy; a prompt that it puts back is taken out of its
-    composer, else the next one would be added to it."""
-    pane = worker.agent.pane
-    for _ in range(3):
-        if worker.look().verdict.state == "busy":
-            for key in pane.interrupt:
-                worker.press(key)
-                list(until(KEY_GAP_S))
-        if await_sight(worker, lambda sight: sight.verdict.state != "busy"
-                       and worker.held(sight.screen) is not None, ENTER_PATIENCE_S):
-            break
-    if pane.submit and worker.holds(typed_prompt(worker.run, prompt, pane.submit), worker.look()):
-        worker.press(*pane.submit.clear)
-
-
-def choose_option(worker: Worker, choice: str) -> str:
-    """Selects the option of the question on the screen that `choice` names (its label, its number, or how
-    its label begins), sees it selected, and takes it. Returns its label. `Unusable` unless it names one."""
-    labels = [option.label for option in worker.look().options]
-    meant = [at for at, label in enumerate(labels) if label == choice] or \
-        [at for at in range(len(labels)) if at + 1 == as_number(choice)] or \
-        [at for at, label in enumerate(labels) if choice and label.lower().startswith(choice.lower())]
-    if len(meant) != 1:
-        offered = "it offers: %s" % clean_text(" · ".join(labels)) if labels else "its options cannot be read"
-        raise Unusable("run %d: `%s` names no one option" % (worker.run.id, choice), offered)
-    at, label = meant[0], clean_text(labels[meant[0]])
-    for _ in range(len(labels) + 3):
-        sight = worker.look()
-        if [option.label for option in sight.options] != labels:   # a person was faster
-            break
-        places = tuple(Option(str(i), row.selected) for i, row in enumerate(sight.options))   # labels repeat
-        keys = plan_keys(places, "^%d$" % at) or (str(at + 1),)
-        worker.press(keys[0])   # one at a time: a slow agent shows each
-        for _ in until(ENTER_PATIENCE_S, shortest_s=0.02):
-            if worker.look().options != sight.options:
+    def paste_prompt(self, prompt: str) -> bool:
+        """Pastes a prompt and waits until the composer shows it; once more when it does not: before its first
+        paint is complete, an agent may lose it (opencode 1.18.33, gemini 0.61.0)."""
+        for _ in range(2):
+            self.note_turn(delivery="pasted", mark=letters(prompt)[:MARK_LETTERS],
+                             base=self.record.read()[-1].turn)
+            first, *others = cut_pieces(prompt, self.agent.pane.submit.piece)
+            self.server.paste(self.pane, first)
+            if not others or self.await_sight(functools.partial(self.holds, first), PASTE_PATIENCE_S):
+                for piece in others:
+                    self.server.paste(self.pane, piece)
+                if self.await_sight(functools.partial(self.holds, prompt), PASTE_PATIENCE_S):
+                    return True
+            if self.held(self.capture()) != "":
                 break
-        if len(keys) == 1:
-            worker.run.log("dialog", name="answer", keys=list(keys), label=label)
-            return label
-    raise Failure("run %d: `%s` could not be selected" % (worker.run.id, label), "answer it in its pane")
+        return False
 
+    def submit_prompt(self, prompt: str) -> bool:
+        """Presses Enter and waits until the prompt was taken; once more when the composer still holds it."""
+        list(until(self.agent.pane.submit.settle_s))
+        for _ in range(2):
+            if self.has_changed() or not self.holds(prompt, self.look()):
+                return False   # interrupted, or behind a dialog
+            self.note_turn(delivery="entered")
+            self.press("Enter")
+            if self.await_sight(lambda sight: self.has_begun(sight) or self.held(sight.screen) == "",
+                           ENTER_PATIENCE_S):
+                self.note_turn(delivery="taken")
+                return True
+        return False
 
-def quit_worker(worker: Worker) -> None:
-    """Presses the agent's quit keys, when it is ready for them, and gives it some time to go."""
-    pane = worker.agent.pane
-    if not pane.quit or judge_screen(worker.capture(), pane.rules, pane.marks).state != "ready":
-        return
-    worker.press(*pane.quit)
-    for _ in until(QUIT_PATIENCE_S, pause=worker.pause):
-        if not is_alive(worker.launcher):
-            return
+    def type_prompt(self, prompt: str) -> str:
+        """Types a prompt into an agent that is ready. "" when it was taken or a question came up, else the
+        trouble. Who was at it before us may have been killed at any step: turn and composer tell which."""
+        submit, run = self.agent.pane.submit, self.run
+        typed = typed_prompt(run, prompt, submit)
+        with run.locked("typing"):
+            self.turn = current_turn(run)
+            if self.turn.delivery == "taken" or self.has_changed():
+                return ""
+            is_again = self.turn.delivery != "waiting"
+            if not (is_again and self.holds(typed, self.look())):
+                if is_again and self.await_sight(self.has_begun, ENTER_PATIENCE_S):
+                    self.note_turn(delivery="taken")
+                    return ""
+                held, before = self.held(self.capture()) or "", read_turn(of_turn(run, -1))
+                was_put_back = before.get("outcome") == "stopped" and holds_prompt(
+                    held, typed_prompt(run, before.get("prompt") or "", submit), submit)
+                if was_put_back or is_again and letters(held) and letters(held) in letters(typed):
+                    self.press(*submit.clear)   # what was interrupted, or a part of ours
+                if not self.await_sight(lambda sight: self.held(sight.screen) == "", COMPOSER_PATIENCE_S):
+                    return "its composer holds other text, or none can be seen"
+                if not self.paste_prompt(typed):
+                    return "the prompt does not show in its composer"
+                run.log("pasted", bytes=len(typed.encode()))
+            if not self.submit_prompt(typed):
+                return "its composer still holds the prompt"
+        run.log("submitted")
+        return ""
+
+    def interrupt_turn(self, prompt: str) -> None:
+        """Presses the interrupt keys while the agent is busy, and takes out a prompt that it puts back."""
+        pane = self.agent.pane
+        for _ in range(3):
+            if self.look().verdict.state == "busy":
+                for key in pane.interrupt:
+                    self.press(key)
+                    list(until(KEY_GAP_S))
+            if self.await_sight(lambda sight: sight.verdict.state != "busy"
+                           and self.held(sight.screen) is not None, ENTER_PATIENCE_S):
+                break
+        if pane.submit and self.holds(typed_prompt(self.run, prompt, pane.submit), self.look()):
+            self.press(*pane.submit.clear)
+
+    def choose_option(self, choice: str) -> str:
+        """Takes the option whose label, number or first letters `choice` is, and returns its label."""
+        labels = [option.label for option in self.look().options]
+        meant = [at for at, label in enumerate(labels) if label == choice] or \
+            [at for at in range(len(labels)) if at + 1 == as_number(choice)] or \
+            [at for at, label in enumerate(labels) if choice and label.lower().startswith(choice.lower())]
+        if len(meant) != 1:
+            offered = "it offers: " + clean_text(" · ".join(labels))
+            raise Unusable("run %d: `%s` names no one option" % (self.run.id, choice),
+                           offered if labels else "its options cannot be read")
+        at, label = meant[0], clean_text(labels[meant[0]])
+        for _ in range(len(labels) + 3):
+            sight = self.look()
+            if [option.label for option in sight.options] != labels:   # a person was faster
+                break
+            places = tuple(Option(str(i), row.selected) for i, row in enumerate(sight.options))   # not alike
+            key = next_key(places, "^%d$" % at) or str(at + 1)
+            self.press(key)   # one at a time: a slow agent shows each
+            any(self.look().options != sight.options for _ in until(ENTER_PATIENCE_S, shortest_s=0.02))
+            if key not in ("Up", "Down"):
+                self.run.log("dialog", name="answer", keys=[key], label=label)
+                return label
+        raise Failure("run %d: `%s` could not be selected" % (self.run.id, label), "answer it in its pane")
+
+    def quit(self) -> None:
+        """Presses the agent's quit keys, when it is ready for them, and gives it some time to go."""
+        pane = self.agent.pane
+        if pane.quit and judge_screen(self.capture(), pane.rules, pane.marks).state == "ready":
+            self.press(*pane.quit)
+            any(not is_alive(self.launcher) for _ in until(QUIT_PATIENCE_S, pause=self.pause))
 
 
 # =============================================================================
@@ -3111,7 +3023,6 @@ USAGE_FORMAT = 1
 
 class Route(NamedTuple):
     """Who does the work, and why."""
-
     profile: Profile
     reason: str                  # one line for the person who asked
     usage: Usage = Usage()       # of the preferred account: what the decision stands on
@@ -3295,15 +3206,24 @@ def find_route(names: Iterable[str], config: Config, base: dict[str, str], *, is
 HEARTBEAT_S = 60.0
 STALL_S = 600.0
 UNKNOWN_PROMPT_S = 5.0   # a screen that waits so long is believed against a record without our prompt
-TROUBLES = ("failed", "limited", "login")   # states that end a turn without an answer
+TROUBLES = {             # states that end a turn without an answer, and what to do then
+    "login": "start the agent once by hand and log in", "failed": "look at it",
+    "limited": "wait for the reset, or name another profile"}
 RESET_GRACE_S = 5.0      # clocks differ
 GO_ON = "The usage limit is over: go on with what you were asked."
+HANDED_OVER = """%s
+
+---
+Another agent (%s) was given this task, and its account reached a usage limit before it was done. Go on where
+it stopped: look at what is there, keep what is right, and do not begin anew.
+"""
 KEPT = {"began": bool, "trace": str, "moved_s": float, "face": str, "stirred_s": float}   # from wait to wait
+REQUEST_FACTS = ("workspace", "form", "keep", "max_time_s", "stall_s", "wait_for_reset",
+                 "config")   # of who takes over as well
 
 
 class Request(NamedTuple):
     """What a person, a script or another agent wants done."""
-
     profile: Profile
     prompt: str                  # "" for a talk that only starts
     workspace: str
@@ -3322,7 +3242,6 @@ class Request(NamedTuple):
 
 class Progress(NamedTuple):
     """What a wait has learnt from its looks so far."""
-
     began: bool = False                # the turn was seen to start
     state: str = ""                    # of the last look
     looks: int = 0                     # in a row that saw this state
@@ -3336,16 +3255,11 @@ class Progress(NamedTuple):
 
 
 class Means(NamedTuple):
-    """What it takes to start another agent while waiting for one."""
-
+    """What it takes to start an agent again, or another one."""
     config: Callable[[], Config]   # read only when it is needed: waiting works without
     base: dict[str, str]
     tell: Tell
     echo: Optional[Tell] = None
-
-    def find_profile(self, run: Run) -> Callable[[], Profile]:
-        """Finds the profile that a run was started with."""
-        return lambda: find_target(self.config(), run.facts["profile"])
 
 
 def prepare_launch(request: Request, base: dict[str, str], depth: int) -> Launch:
@@ -3363,17 +3277,15 @@ def prepare_launch(request: Request, base: dict[str, str], depth: int) -> Launch
         install = profile.agent.install
         advice = "install it: %s" % install if install else "check `command` in the config"
         raise Missing("profile `%s`: %s: not found" % (profile.name, profile.command), advice)
-    has_session = any("{session}" in word for word in added_args(profile, request.workspace))
-    return Launch(profile, request.workspace, request.prompt if request.form == "task" else "", env, program,
-                  new_uuid() if has_session else "")
+    return Launch(profile._replace(command=program), env)
 
 
 def open_place(run: Run, launch: Launch, place: str, base: dict[str, str], echo: Optional[Tell]) -> None:
     """Starts the worker where it was asked for, or in a session without room for a pane, and notes where."""
     beside = open_beside(run, launch, base, echo) if place != "session" else None
-    facts = beside or open_session(run, launch, tuple(run.facts["tmux"]), echo)
+    facts = beside or open_session(run, launch, echo)
     opened = {"place": "pane" if beside else "session", "socket": facts.socket, "pane": facts.pane}
-    note_place(run, state="running", argv=[launch.program, *agent_args(launch, run.folder)], **opened,
+    note_place(run, state="running", argv=agent_argv(run, launch.profile), **opened,
                session=facts.session, socket_identity=socket_identity(facts.socket),
                launcher=read_process(facts.pane_pid), server=read_process(facts.server_pid))
     run.log("spawned", **opened)
@@ -3386,34 +3298,34 @@ def undoing_start(run: Run) -> Iterator[None]:
         yield
     except BaseException as error:
         attempt(lambda: end_pane(run))   # the trouble that brought us here is the one to report
-        is_new = not run.facts.get("resumed")
         with run.locked():
             attempt(run.reload)
-            if not is_new:
+            if run.facts.get("resumed"):
                 attempt(lambda: close_run(run, outcome="stopped"))
             elif not run.is_over:
                 remove_file(run.open_mark)
                 remove_folder(run.folder)
-        if is_new and isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt) and not run.facts.get("resumed"):
             raise Interrupted("interrupted; nothing was started") from error
         raise
 
 
-def write_first_turn(run: Run, request: Request, launch: Launch) -> None:
-    """Writes down what is asked: at launch, or to be typed when the agent is ready."""
-    agent, sent = request.profile.agent, sent_prompt(run, launch) if launch.prompt else ""
-    write_file(run.path("prompt.md"), run_prompt(run, launch.prompt, agent.start) if sent else request.prompt)
-    mark = letters(sent)[:MARK_LETTERS] if request.profile.prompt == "argument" else ""
-    turn = Turn(mark, 0, "taken" if sent else "waiting")
-    write_turn(run, prompt=request.prompt, outcome=None, **turn._asdict())
-    if agent.record and agent.record.has_log:
+def write_first_turn(run: Run, request: Request) -> str:
+    """Writes down what is asked. What the launcher gives the agent; "" when it is to be typed: in a talk."""
+    profile, asked = request.profile, request.prompt
+    text, sent = task_prompt(run, asked, profile) if request.form == "task" else (asked, "")
+    write_file(run.path("prompt.md"), text)
+    mark = letters(sent)[:MARK_LETTERS] if profile.prompt == "argument" else ""
+    write_turn(run, prompt=asked, outcome=None, mark=mark, base=0, delivery="taken" if sent else "waiting")
+    if profile.agent.record and profile.agent.record.has_log:
         write_file(run.path("stderr.log"), "")   # by us, so that only we can read it
+    return sent
 
 
-def read_commit(folder: str) -> str:
-    """The commit that is checked out there; "" outside a repository, or without git."""
+def ask_git(folder: str, *words: str) -> str:
+    """What git prints there; "" outside a repository, or without git."""
     with contextlib.suppress(Missing):
-        return run_command("git", "-C", folder, "rev-parse", "HEAD").out.strip()
+        return run_command("git", "-C", folder, *words).out
     return ""
 
 
@@ -3426,19 +3338,19 @@ def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = Non
         raise Unusable("this run would be number %d inside of each other, the config allows %d"
                        % (depth, request.max_depth), "do the work here, or raise max_depth")
     launch, now, parent = prepare_launch(request, base, depth), time.time(), base.get(RUN_VARIABLE, "")
+    has_session = any("{session}" in word for word in added_args(launch.profile, request.workspace))
     run = new_run(state_folder(base), {
-        "profile": request.profile.name, "agent": request.profile.agent.name, "form": request.form,
+        "profile": request.profile.name, "agent": request.profile.agent.name,
+        **{fact: getattr(request, fact) for fact in (*REQUEST_FACTS, "chain", "took_over")},
         "depth": depth, "parent": as_number(os.path.basename(parent)), "parent_folder": parent,
-        "workspace": request.workspace, "keep": request.keep, "max_time_s": request.max_time_s,
-        "stall_s": request.stall_s, "tmux": version, "started_at": now, "asked_at": now,
-        "turn": 1 if request.prompt else 0, "session_id": launch.session, "extra_args": request.extra,
+        "tmux": version, "started_at": now, "asked_at": now, "extra_args": request.extra,
+        "turn": 1 if request.prompt else 0, "session_id": new_uuid() if has_session else "",
         "caller": read_process(os.getpid()), "machine": name_machine(),
         "usage_file": usage_path(state_folder(base), request.profile, launch.env),
-        **{key: getattr(request, key) for key in ("chain", "config", "took_over", "wait_for_reset")},
-        "commit": read_commit(request.workspace) if request.chain else "",
+        "commit": ask_git(request.workspace, "rev-parse", "HEAD").strip() if request.chain else "",
         "record_home": record_home(request.profile.agent, launch.env)})
     with undoing_start(run):
-        write_first_turn(run, request, launch)
+        launch = launch._replace(prompt=write_first_turn(run, request))
         open_place(run, launch, request.place, base, echo)
     return run
 
@@ -3456,7 +3368,7 @@ def refuse_turn(run: Run) -> None:
         raise Unusable("run %d: is over, and its agent cannot take it up again" % run.id, "start a new run")
 
 
-def begin_turn(run: Run, request: Request, was_over: bool) -> None:
+def begin_turn(run: Run, prompt: str, was_over: bool, **limits: float) -> None:
     """Writes down one more turn of a run; the agent is then asked by whoever waits for it."""
     with run.locked():
         run.reload()
@@ -3467,13 +3379,12 @@ def begin_turn(run: Run, request: Request, was_over: bool) -> None:
         state, version = ("starting", check_tmux()) if was_over else ("running", run.facts["tmux"])
         for name in ("progress.json", "asked", "done.md", "exit"):
             remove_file(run.path(name))
-        write_file(run.path("prompt.md"), request.prompt)
-        write_turn(of_turn(run, number), prompt=request.prompt, outcome=None, delivery="waiting")
+        write_file(run.path("prompt.md"), prompt)
+        write_turn(of_turn(run, number), prompt=prompt, outcome=None, delivery="waiting")
         if was_over:
             write_file(run.open_mark, "")
         run.update(turn=number, outcome=None, asked_at=now, state=state, resumed=was_over, tmux=version,
-                   max_time_s=request.max_time_s, stall_s=request.stall_s, machine=name_machine(),
-                   caller=read_process(os.getpid()))
+                   machine=name_machine(), caller=read_process(os.getpid()), **limits)
         run.log("asked", turn=number)
 
 
@@ -3491,8 +3402,7 @@ def settle_state(sight: Sight) -> str:
 
 
 def look_pause_s(worker: Worker, progress: Progress, sight: Sight, at_s: float) -> float:
-    """Seconds to the next look. Soon while a prompt waits to be typed, and after the record has said that the
-    turn is over; seldom for a screen that no rule reads: it is looked at for its silence only."""
+    """Seconds to the next look: few while a prompt waits or a turn has just ended, many without any rules."""
     is_waiting = worker.turn.delivery != "taken" and progress.looks < 20
     if is_waiting or "ready" in (progress.state, sight.said.state) and at_s - progress.moved_s < 2.0:
         return 0.05
@@ -3517,43 +3427,14 @@ def judge_trouble(state: str, sight: Sight) -> Ending:
     verb, words = ("asks", find_question(sight.screen)) if state == "asks" else ("says", sight.said.error)
     lines = clean_text(words or sight.verdict.text).split("\n")
     words = next((line.strip(" │┃") for line in lines if letters(line)), sight.verdict.rule)
-    fix = {"asks":    "answer it, then wait again",
-           "login":   "start the agent once by hand and log in",
-           "limited": "wait for the reset, or name another profile",
-           "failed":  "look at it"}[state]
-    return Ending(state, "the agent %s: %s" % (verb, words), fix, said=sight.said,
+    return Ending(state, "the agent %s: %s" % (verb, words),
+                  TROUBLES.get(state, "answer it, then wait again"), said=sight.said,
                   options=tuple(clean_text(option.label) for option in sight.options))
 
 
-def judge_exit(sight: Sight) -> Ending:
-    """The ending of a worker that is gone, and has published no done.md."""
-    said = sight.said
-    if said.state == "ready" and said.text:
-        return Ending("answered", answer=said.text, source="transcript", said=said)
-    was_cut = said.error.startswith("the turn was ")   # by its own end: no news
-    if said.state in TROUBLES and not was_cut:
-        return judge_trouble(said.state, sight)
-    how = "vanished" if sight.exit_status is None else "exited with status %d" % sight.exit_status
-    return Ending("died", "the worker %s before it published anything" % how, "look at it", said=said)
-
-
-def judge_stall(progress: Progress, at_s: float, worker: Worker, said: Said) -> Optional[Ending]:
-    """The ending of a turn in which nothing has moved for too long."""
-    pane, silent_s, still_s = worker.agent.pane, at_s - progress.moved_s, at_s - progress.stirred_s
-    if silent_s >= worker.run.facts["stall_s"]:
-        is_begun = progress.began or not pane.rules
-        words = "no progress for %d s" % silent_s if is_begun else "the turn was not seen to start"
-        return Ending("stalled", words, "look at it; then wait again, or stop it", said=said)
-    if not pane.silence_s or still_s < pane.silence_s:
-        return None
-    words = "nothing moved for %d s; taken as the end of the turn" % still_s
-    return Ending("answered", words, source="screen")
-
-
 def waits_for_prompt(progress: Progress, sight: Sight, worker: Worker) -> bool:
-    """Whether the screen has said twice in a row that a prompt can be typed. Below the trouble of an earlier
-    turn there is a composer that waits as well; and one that holds what somebody before us has pasted may be
-    too tall for any rule."""
+    """Whether the screen has said twice in a row that a prompt can be typed. Below an earlier turn's trouble
+    a composer waits as well; one that holds what was pasted before us may be too tall for any rule."""
     facts, submit = worker.run.facts, worker.agent.pane.submit
     if progress.state == "unknown" and worker.turn.delivery != "waiting" and submit:
         return progress.looks >= 2 and bool(read_composer(sight.screen, submit))
@@ -3563,19 +3444,21 @@ def waits_for_prompt(progress: Progress, sight: Sight, worker: Worker) -> bool:
 
 
 def judge_turn(progress: Progress, sight: Sight, at_s: float, worker: Worker) -> Optional[Ending]:
-    """The ending of the turn, or of the time before its prompt is typed; None while it goes on. `progress`
-    has `sight` in it already.
-
-    In order of trust: done.md, the worker's end, the agent's record, its screen, silence. What only a screen
-    says has to be said twice in a row; and a screen that waits for a prompt is no end before the turn was
-    seen to start.
-    """
-    said, state, shown, submit = sight.said, progress.state, sight.verdict.state, worker.agent.pane.submit
-    was_taken, is_still = worker.turn.delivery == "taken", at_s - progress.stirred_s >= UNKNOWN_PROMPT_S
+    """The ending of the turn, or of the time before its prompt is typed; None while it goes on. `sight` is in
+    `progress`. In order of trust: done.md, the worker's end, the agent's record, its screen, silence. What
+    only a screen says has to be said twice; one that waits is no end before the turn was seen to start."""
+    said, state, shown, pane = sight.said, progress.state, sight.verdict.state, worker.agent.pane
+    was_taken, still_s = worker.turn.delivery == "taken", at_s - progress.stirred_s
     if sight.done and sight.done.strip():
         return Ending("answered", answer=sight.done, source="done.md", said=said)
+    if sight.is_gone and said.state == "ready" and said.text:
+        return Ending("answered", answer=said.text, source="transcript", said=said)
+    was_cut = said.error.startswith("the turn was ")   # by the worker's own end: no news
+    if sight.is_gone and said.state in TROUBLES and not was_cut:
+        return judge_trouble(said.state, sight)
     if sight.is_gone:
-        return judge_exit(sight)
+        how = "vanished" if sight.exit_status is None else "exited with status %d" % sight.exit_status
+        return Ending("died", "the worker %s before it published anything" % how, "look at it", said=said)
     if not was_taken and waits_for_prompt(progress, sight, worker):
         return Ending("ready", "the agent waits for a prompt")
     is_sure = progress.looks >= 2 or was_taken and state == said.state
@@ -3583,16 +3466,21 @@ def judge_turn(progress: Progress, sight: Sight, at_s: float, worker: Worker) ->
         return Ending("answered", answer=said.text, source="transcript" if said.text else "screen", said=said)
     if state in ("asks", *TROUBLES) and is_sure:
         return judge_trouble(state, sight)
-    is_unknown = is_still and sight.is_recorded and not said.turn
+    is_unknown = still_s >= UNKNOWN_PROMPT_S and sight.is_recorded and not said.turn
     if is_unknown and shown == "ready" and progress.began:
         return Ending("answered", "its record does not show the prompt", source="screen")
     if is_unknown and shown in TROUBLES:
         return judge_trouble(shown, sight)
     # interrupted by a person before its first word, a prompt is put back into the composer (claude 2.1.329)
-    was_put_back = is_still and was_taken and (said.state, shown) == ("busy", "ready") and submit
-    if was_put_back and read_composer(sight.screen, submit):
+    may_be_put_back = still_s >= UNKNOWN_PROMPT_S and was_taken and (said.state, shown) == ("busy", "ready")
+    if may_be_put_back and pane.submit and read_composer(sight.screen, pane.submit):
         return Ending("stopped", "the turn was interrupted in its pane", "send it another prompt", said=said)
-    return judge_stall(progress, at_s, worker, said)
+    if at_s - progress.moved_s >= worker.run.facts["stall_s"]:
+        words = "no progress for %d s" % (at_s - progress.moved_s)
+        words = words if progress.began or not pane.rules else "the turn was not seen to start"
+        return Ending("stalled", words, "look at it; then wait again, or stop it", said=said)
+    words = "nothing moved for %d s; taken as the end of the turn" % still_s
+    return Ending("answered", words, source="screen") if 0 < pane.silence_s <= still_s else None
 
 
 def write_ending(run: Run, ending: Ending) -> None:
@@ -3671,31 +3559,30 @@ def stop_run(run: Run, echo: Optional[Tell] = None) -> bool:
     return True
 
 
-def send_prompt(run: Run, request: Request, find_its_profile: Callable[[], Profile], base: dict[str, str],
-                echo: Optional[Tell] = None) -> None:
-    """Gives a run its next prompt; await_run brings the answer. One that is over is started again, by the
-    profile it had; what is missing for that is found before the turn begins."""
-    launch = None
+def send_prompt(run: Run, prompt: str, means: Means, **limits: float) -> None:
+    """Gives a run its next prompt; await_run brings the answer. One that is over is started again by its
+    profile; what is missing for that is found before the turn begins."""
     if not run.is_over:
         run.check_here()
         if run.is_settled and not is_alive(fact_process(run.facts["launcher"])):
-            stop_run(run, echo)   # its agent has left meanwhile
-    if run.is_over:
-        refuse_turn(run)
-        profile, session = find_its_profile(), run.facts["session_id"]
-        if profile.agent.name != run.facts["agent"]:
-            raise Unusable("run %d: its profile `%s` is of another agent now" % (run.id, profile.name),
-                           "start a new run")
-        launch = prepare_launch(request._replace(profile=profile), base, run.facts["depth"])
-        said = RecordFollower(profile.agent.record, run).read()[-1]
-        words = profile.agent.start.resume if said.turn else ()   # else there is nothing to take up
-        resume = fill_holes(words, {"session": session})
-        profile = launch.profile._replace(args=launch.profile.args + resume)
-        launch = launch._replace(profile=profile, prompt="", session=session)
-    begin_turn(run, request, launch is not None)
-    if launch:
-        with undoing_start(run):
-            open_place(run, launch, "session", base, echo)
+            stop_run(run, means.echo)   # its agent has left meanwhile
+    if not run.is_over:
+        begin_turn(run, prompt, False, **limits)
+        return
+    refuse_turn(run)
+    facts, profile = run.facts, find_target(means.config(), run.facts["profile"])
+    if profile.agent.name != facts["agent"]:
+        raise Unusable("run %d: its profile `%s` is of another agent now" % (run.id, profile.name),
+                       "start a new run")
+    request = Request(profile, "", facts["workspace"], facts["form"], tuple(facts["extra_args"]))
+    launch = prepare_launch(request, means.base, facts["depth"])
+    said = RecordFollower(profile.agent.record, run).read()[-1]
+    words = profile.agent.start.resume if said.turn else ()   # else there is nothing to take up
+    args = launch.profile.args + fill_holes(words, {"session": facts["session_id"]})
+    begin_turn(run, prompt, True, **limits)
+    with undoing_start(run):
+        resumed = launch._replace(profile=launch.profile._replace(args=args))
+        open_place(run, resumed, "session", means.base, means.echo)
 
 
 def is_kept(run: Run, outcome: str) -> bool:
@@ -3720,8 +3607,8 @@ def find_reset(worker: Worker, ending: Ending) -> Optional[float]:
 
 
 def finish_turn(worker: Worker, ending: Ending) -> Ending:
-    """Keeps the ending and ends the worker unless it is to stay, once: whoever comes second gets what the
-    first one kept. Trouble with any of it is added to the ending: it must not cost the answer."""
+    """Keeps the ending and ends the worker unless it is to stay, once: whoever comes second gets what was
+    kept. Trouble with any of it is added to the ending: it must not cost the answer."""
     run, echo, number = worker.run, worker.server.echo, worker.run.facts["turn"]
     with run.locked():
         run.reload()
@@ -3738,7 +3625,7 @@ def finish_turn(worker: Worker, ending: Ending) -> Ending:
         troubles.append(attempt(lambda: keep_ending(worker, ending)))
         if not is_kept(run, ending.outcome):
             if ending.outcome == "answered":
-                troubles.append(attempt(lambda: quit_worker(worker)))
+                troubles.append(attempt(worker.quit))
             deeds = [functools.partial(stop_run, child, echo) for child in read_children(run)]
             troubles.append(attempt(*deeds, lambda: end_worker(run, ending.outcome, echo)))
     return ending._replace(what="; ".join(filter(None, (ending.what, *troubles))))
@@ -3746,16 +3633,15 @@ def finish_turn(worker: Worker, ending: Ending) -> Ending:
 
 def go_on(worker: Worker, sight: Sight, ending: Ending, progress: Progress,
           at_s: float) -> tuple[Optional[Ending], Progress]:
-    """Does what keeps an ending from being one: answers a dialog, types the prompt of the turn, waits for the
-    rest of a summary. The ending, or None: then the wait goes on as if nothing had been there."""
+    """Answers a dialog, types the turn's prompt, waits for the rest of a summary: None. Else the ending."""
     run, is_over = worker.run, True
     if ending.outcome == "asks":
-        name = answer_dialog(worker, sight.screen, progress.answered)
+        name = worker.answer_dialog(sight.screen, progress.answered)
         is_over, answered = name == "", progress.answered + (name,) * bool(name)
         progress = progress._replace(next_look_s=at_s + FIRST_LOOK_S, answered=answered)
     elif ending.outcome == "ready" and run.facts["turn"]:
-        hindrance = type_prompt(worker, read_turn(run).get("prompt") or "")
-        is_over = bool(hindrance and await_sight(worker, lambda one: True, 0.0))   # else the next look judges
+        hindrance = worker.type_prompt(read_turn(run).get("prompt") or "")
+        is_over = bool(hindrance and worker.await_sight(lambda one: True, 0.0))   # else the next look judges
         ending = Ending("stalled", "the prompt was not taken: %s" % hindrance, "look at it; then wait again")
         progress = progress._replace(began=False, state="", looks=0, moved_s=at_s, next_look_s=at_s)
     elif ending.source == "done.md":   # unless somebody still writes to it, or it has grown since the look
@@ -3768,8 +3654,7 @@ def read_progress(run: Run, at_s: float) -> Progress:
     progress = Progress(beat_s=at_s + HEARTBEAT_S)
     with contextlib.suppress(ValueError, TypeError):   # half of it, or not ours: then this wait begins anew
         kept = as_map(json.loads(read_file(run.path("progress.json")) or "{}"))
-        facts = {name: kind(kept[name]) for name, kind in KEPT.items() if name in kept}
-        progress = progress._replace(**facts)
+        progress = progress._replace(**{name: KEPT[name](kept[name]) for name in KEPT if name in kept})
     return progress._replace(moved_s=min(at_s, progress.moved_s), stirred_s=min(at_s, progress.stirred_s))
 
 
@@ -3806,8 +3691,8 @@ def await_ending(worker: Worker, wait_s: float, tell: Tell) -> Optional[Ending]:
             write_progress(run, progress._replace(moved_s=at_s))   # so that a new wait begins a new stall
             return ending
         if is_late and not (progress.state == "ready" and progress.looks == 1):   # then one more look decides
-            return Ending("late", "not done after %g s" % facts["max_time_s"], "give it more --max-time",
-                          said=sight.said)
+            words = "not done after %g s" % facts["max_time_s"]
+            return Ending("late", words, "give it more --max-time", said=sight.said)
         if at_s >= progress.beat_s:   # hosts take silence for a hang
             tell("run %d: %s, %d s" % (run.id, progress.state or "starting", at_s))
             progress = progress._replace(beat_s=at_s + HEARTBEAT_S)
@@ -3816,8 +3701,7 @@ def await_ending(worker: Worker, wait_s: float, tell: Tell) -> Optional[Ending]:
 
 
 def await_run(run: Run, wait_s: float, tell: Tell, echo: Optional[Tell] = None) -> Ending:
-    """Waits until a run's turn has ended, or for `wait_s`, and returns the ending; from any process, any
-    number of times. A run that has ended gives the same ending again."""
+    """The ending of a run's turn, awaited for `wait_s`; the same one for any process, any number of times."""
     end_s, number = time.monotonic() + wait_s, run.facts["turn"]
     for _ in until(wait_s, longest_s=0.05):
         run.reload()
@@ -3842,26 +3726,17 @@ def await_run(run: Run, wait_s: float, tell: Tell, echo: Optional[Tell] = None) 
     return Ending("running", words, own_command("wait %d" % run.id))
 
 
-HANDED_OVER = """%s
-
----
-Another agent (%s) was given this task, and its account reached a usage limit before it was done. Go on where
-it stopped: look at what is there, keep what is right, and do not begin anew.
-"""
-
-
 def handed_over(run: Run, said: str) -> str:
     """The prompt for who takes over: what was asked, what the first one said, and what it changed."""
+    folder, commit, path = run.facts["workspace"], run.facts["commit"], run.path("changes.diff")
     text = HANDED_OVER % (read_turn(run).get("prompt") or "", run.facts["profile"])
     text += "\nThe last it said:\n\n%s\n" % said if said else ""
-    git = ("git", "-C", run.facts["workspace"])
-    if not run.facts["commit"]:
+    if not commit:
         return text
-    changes = "".join(run_command(*git, *words).out for words in (
-        ("diff", run.facts["commit"]), ("status", "--short")))
+    changes = ask_git(folder, "diff", commit) + ask_git(folder, "status", "--short")
     if len(changes) > 50_000:
-        write_file(run.path("changes.diff"), changes)
-        changes = "%d lines: read %s" % (changes.count("\n"), run.path("changes.diff"))
+        write_file(path, changes)
+        changes = "%d lines: read %s" % (changes.count("\n"), path)
     return text + "\nWhat git shows since it began (some of it may have been there before):\n\n%s\n" % changes
 
 
@@ -3870,8 +3745,7 @@ def move_on(run: Run, ending: Ending, means: Means) -> Optional[Run]:
     when nobody is left. What still runs of it is ended: some go on by themselves later (claude 2.1.329)."""
     facts, state = run.facts, os.path.dirname(os.path.dirname(run.folder))
     with run.locked("moving"):
-        moved_to = read_turn(run).get("moved_to")
-        names = tuple(facts.get("chain") or ())
+        moved_to, names = read_turn(run).get("moved_to"), facts.get("chain")
         if moved_to or not names:
             return find_run(state, str(moved_to)) if moved_to else None
         try:
@@ -3883,75 +3757,60 @@ def move_on(run: Run, ending: Ending, means: Means) -> Optional[Run]:
             means.tell("run %d: nobody takes over: %s" % (run.id, route.reason))
             return None
         attempt(lambda: stop_run(run, means.echo))
-        taken = {"id": run.id, "profile": facts["profile"], "outcome": ending.outcome}
         new = start_run(Request(
-            route.profile, handed_over(run, ending.said.text), facts["workspace"], facts["form"],
-            place="session" if facts["place"] == "session" else "", keep=facts["keep"],
-            max_time_s=facts["max_time_s"], stall_s=facts["stall_s"],
-            chain=names[names.index(route.profile.name) + 1:], took_over=taken,
-            wait_for_reset=facts["wait_for_reset"], config=facts["config"]), means.base, means.echo)
+            route.profile, handed_over(run, ending.said.text), place=facts["place"].replace("pane", ""),
+            chain=tuple(names[names.index(route.profile.name) + 1:]),
+            took_over={"id": run.id, "profile": facts["profile"], "outcome": ending.outcome},
+            **{fact: facts[fact] for fact in REQUEST_FACTS}), means.base, means.echo)
         write_turn(run, moved_to=new.id)
     means.tell("run %d: %s CANNOT GO ON: %s" % (run.id, facts["profile"], ending.what))
     means.tell("run %d: %s TAKES OVER (%s)" % (new.id, route.profile.name, route.reason))
     return new
 
 
-def await_reset(run: Run, resets_at: float, wait_s: float, tell: Tell) -> bool:
-    """Sleeps until a limit is over; whether it is."""
-    beat_s, ends_at = 0.0, max(resets_at, time.time()) + RESET_GRACE_S
-    for waited_s in until(wait_s, longest_s=2.0):
+def await_reset(run: Run, resets_at: float, left_s: float, means: Means) -> bool:
+    """Sleeps until a limit is over and lets the run go on, unless somebody else has; False: not over yet."""
+    beat_s, ends_at, number = 0.0, max(resets_at, time.time()) + RESET_GRACE_S, run.facts["turn"]
+    for waited_s in until(left_s, longest_s=2.0):
         if time.time() >= ends_at:
+            try:
+                send_prompt(run, GO_ON, means, max_time_s=0.0, stall_s=STALL_S)
+            except Unusable:
+                run.reload()
+                if run.facts["turn"] == number:   # it cannot be taken up again
+                    raise
             return True
         if waited_s >= beat_s:   # hosts take silence for a hang
             beat_s = waited_s + HEARTBEAT_S
-            tell("run %d: limited until %s: waiting" % (run.id, clock_text(resets_at, time.time())))
+            means.tell("run %d: limited until %s: waiting" % (run.id, clock_text(resets_at, time.time())))
     return False
 
 
-def next_request(run: Run, prompt: str, max_time_s: float = 0.0, stall_s: float = STALL_S) -> Request:
-    """What is wanted of a run in its next turn."""
-    agent, facts = AGENTS[run.facts["agent"]], run.facts
-    return Request(Profile(facts["profile"], agent.command, agent), prompt, facts["workspace"], facts["form"],
-                   tuple(facts["extra_args"]), max_time_s=max_time_s, stall_s=stall_s)
-
-
 def see_through(run: Run, wait_s: float, means: Means) -> tuple[Run, Ending]:
-    """Waits for the answer to what a run was asked, wherever it moves: at a limit to the next of its chain,
-    or over the reset when it was asked to wait for that. The run that ended, and how."""
-    end_s = time.monotonic() + wait_s
-    while True:
-        left_s = max(0.0, end_s - time.monotonic())
+    """Waits for an answer wherever the work moves at a limit, or over its reset: who ended, and how."""
+    end_s, moved = time.monotonic() + wait_s, run
+    while moved:
+        run, left_s = moved, max(0.0, end_s - time.monotonic())
         ending = await_run(run, left_s, means.tell, means.echo)
         if ending.outcome == "limited" and run.facts.get("wait_for_reset") and ending.resets_at:
-            if not await_reset(run, ending.resets_at, left_s, means.tell):
-                words = "the wait of %g s is over; its limit ends %s" % (
-                    wait_s, clock_text(ending.resets_at, time.time()))
+            if not await_reset(run, ending.resets_at, left_s, means):
+                ends = clock_text(ending.resets_at, time.time())
+                words = "the wait of %g s is over; its limit ends %s" % (wait_s, ends)
                 return run, Ending("running", words, own_command("wait %d" % run.id))
-            number = run.facts["turn"]
-            try:
-                send_prompt(run, next_request(run, GO_ON), means.find_profile(run), means.base, means.echo)
-            except Unusable:   # it cannot be taken up again, or somebody else has just done so
-                run.reload()
-                if run.facts["turn"] == number:
-                    raise
-            continue
-        moved = move_on(run, ending, means) if ending.outcome in ("limited", "login") else None
-        if not moved:
-            return run, ending
-        run = moved
+        else:
+            moved = move_on(run, ending, means) if ending.outcome in ("limited", "login") else None
+    return run, ending
 
 
 def answer_question(run: Run, choice: str, echo: Optional[Tell] = None) -> str:
     """Answers the question that holds up a run, by an option's label or number; its label."""
     run.check_here()
-    with run.locked():   # two that answer at once would press twice
+    with run.locked(), contextlib.ExitStack() as exits:   # two that answer at once would press twice
         run.reload()
-        if run.facts["state"] != "running":
+        worker = exits.enter_context(Worker(run, echo)) if run.facts["state"] == "running" else None
+        if not worker or worker.look().verdict.state != "asks":
             raise Unusable("run %d: asks nothing now" % run.id, own_command("list"))
-        with Worker(run, echo) as worker:
-            if worker.look().verdict.state != "asks":
-                raise Unusable("run %d: asks nothing now" % run.id, own_command("list"))
-            label = choose_option(worker, choice)
+        label = worker.choose_option(choice)
         if run.facts["outcome"] == "asks":
             run.update(outcome=None)
     return label
@@ -3968,15 +3827,13 @@ def interrupt_run(run: Run, echo: Optional[Tell] = None) -> Ending:
         sight = worker.look()
         if sight.verdict.state == "asks":
             raise Unusable("run %d: asks something" % run.id, own_command("answer %d CHOICE" % run.id))
-        said, source = sight.said, "transcript" if sight.said.text else ""
-        ending = Ending("stopped", "the turn was interrupted", "send it another prompt", said.text, source,
-                        said)
+        said, words = sight.said, ("stopped", "the turn was interrupted", "send it another prompt")
         if (said.state, settle_state(sight)) == ("ready", "ready"):
-            ending = ending._replace(outcome="answered", what="", fix="")
-        ending = finish_turn(worker, ending)
+            words = ("answered", "", "")
+        ending = finish_turn(worker, Ending(*words, said.text, "transcript" if said.text else "", said))
         if not run.is_over:
             with run.locked("typing"):
-                interrupt_turn(worker, read_turn(run).get("prompt") or "")
+                worker.interrupt_turn(read_turn(run).get("prompt") or "")
     return ending
 
 
@@ -4003,22 +3860,17 @@ def named_interrupt(run: Run) -> Iterator[None]:
         raise Failure("run %d: %s" % (run.id, failure.what), fix) from failure
 
 
-def is_open(run: Run) -> bool:
-    """Whether a worker is still on its turn: it has published nothing, lives, and has time left."""
-    facts = run.facts
-    return (facts["state"] == "running" and not run.is_settled
-            and file_stamp(run.path("done.md"))[0] <= 0 and file_stamp(run.path("exit"))[0] <= 0
-            and is_alive(fact_process(facts["launcher"]))
-            and not 0 < facts["max_time_s"] <= time.time() - facts["started_at"])
-
-
 def collect_runs(state: str, tell: Tell) -> None:
     """Ends what a caller that died has left: starts that got nowhere, and tasks that have finished since."""
     for run in read_runs(state, "open", tell):
         facts = run.facts
-        if not run.is_here or is_alive(fact_process(facts["caller"])) or facts["keep"] or is_open(run):
+        if not run.is_here or is_alive(fact_process(facts["caller"])) or facts["keep"]:
             continue
         had_ended = facts["state"] == "starting" or run.is_settled
+        is_late = 0 < facts["max_time_s"] <= time.time() - facts["started_at"]
+        has_told = max(file_stamp(run.path("done.md"))[0], file_stamp(run.path("exit"))[0]) > 0
+        if not (had_ended or is_late or has_told) and is_alive(fact_process(facts["launcher"])):
+            continue   # still on its turn
         try:
             ending = await_run(run, 0.0, tell)
             if ending.outcome != "running" and not had_ended:
@@ -4212,7 +4064,6 @@ sleep 30
 
 class Arg(NamedTuple):
     """One argument of a verb."""
-
     names: str                  # "-f --prompt-file", or "id" for one without a name on the command line
     takes: str                  # what --help calls its value; "" for a switch
     help: str
@@ -4366,8 +4217,7 @@ def cmd_run(args: "argparse.Namespace") -> int:
 
 def cmd_send(args: "argparse.Namespace") -> int:
     """Gives a run its next prompt and waits for the answer."""
-    request, means = next_request(args.run, find_prompt(args), args.max_time, args.stall), args.means
-    send_prompt(args.run, request, means.find_profile(args.run), means.base, args.echo)
+    send_prompt(args.run, find_prompt(args), args.means, max_time_s=args.max_time, stall_s=args.stall)
     return show_answer(args, started_line(args.run, "asked"))
 
 

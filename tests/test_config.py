@@ -83,7 +83,8 @@ def test_a_command_below_the_home_folder_is_written_with_a_tilde(monkeypatch):
 def test_the_prompt_file_stands_in_the_args():
     profile = profile_of("prompt: prompt-file-arg\nargs: ['--file={prompt_file}']")
     assert profile.args == ("--file={prompt_file}",)
-    assert selftalk.agent_args(selftalk.Launch(profile, "/w", "", {}, "/bin/agent"), "/f") == ("--file=/f/prompt.md",)
+    run = selftalk.Run("/f/7", {"workspace": "/w", "session_id": ""})
+    assert selftalk.agent_argv(run, profile) == ["x", "--file=/f/7/prompt.md"]
 
 
 @pytest.mark.parametrize("top, own, headless", [("", "", False), ("", "headless: true", True), ("headless: true", "", True),

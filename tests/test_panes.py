@@ -4,20 +4,19 @@ import json
 import os
 import sqlite3
 import subprocess
-import types
 
 import pytest
 
 from selftalk import (AGENTS, START_FACTS, FromEnv, Launch, Profile, Record, RecordFollower, Run, Screen, Unusable,
                       check_tmux, compose_env, end_pane, fill_holes, find_begin, new_run, open_session, plan_answer,
-                      read_process, record_home, render_launcher, run_prompt, split_direction)
+                      read_process, record_home, render_launcher, split_direction, task_prompt)
 
-RUN = types.SimpleNamespace(id=7, folder="/home/dev/it's state/runs/7")
+RUN = Run("/home/dev/it's state/runs/7", {"workspace": "/work/a b", "session_id": ""})
 
 
-def launcher(interface="generic", prompt="hello", **fields):
-    profile = Profile("p", "agent", AGENTS[interface], **fields)
-    return render_launcher(RUN, Launch(profile, "/work/a b", prompt, {}, "/bin/agent"), False)
+def launcher(interface="generic", prompt="hello", way="argument", **fields):
+    profile = Profile("p", "/bin/agent", AGENTS[interface], prompt=way, **fields)
+    return render_launcher(RUN, Launch(profile, {}, task_prompt(RUN, prompt, profile)[1]), False)
 
 
 @pytest.mark.parametrize("interface, words", [
@@ -31,15 +30,9 @@ def test_each_interface_gives_the_prompt_in_its_form(interface, words):
 
 
 def test_stdin_and_prompt_file_take_the_place_of_the_argument():
-    assert '/bin/agent < \'/home/dev/it\'"\'"\'s state/runs/7\'/prompt.md\n' in render_launcher(
-        RUN, Launch(Profile("p", "agent", AGENTS["generic"], prompt="stdin"), "/w", "x", {}, "/bin/agent"), False)
-    text = launcher_with_file()
+    assert '/bin/agent < \'/home/dev/it\'"\'"\'s state/runs/7\'/prompt.md\n' in launcher(way="stdin")
+    text = launcher(args=("--file={prompt_file}",), way="prompt-file-arg")
     assert "'--file=/home/dev/it'\"'\"'s state/runs/7/prompt.md'\nset --" in text and '"$(prompt)"' not in text
-
-
-def launcher_with_file():
-    profile = Profile("p", "agent", AGENTS["generic"], ("--file={prompt_file}",), prompt="prompt-file-arg")
-    return render_launcher(RUN, Launch(profile, "/w", "x", {}, "/bin/agent"), False)
 
 
 def test_a_launcher_holds_names_of_variables_and_no_values():
@@ -62,15 +55,18 @@ def test_a_prompt_too_long_for_an_argument_is_given_as_a_file():
 
 def test_a_prompt_keeps_its_words_and_gets_instructions():
     given = "fix {folder} and {prompt}\n\n"
-    text = run_prompt(RUN, given, AGENTS["generic"].start)
+    text = task_prompt(RUN, given, Profile("p", "agent", AGENTS["generic"]))[0]
     assert text.startswith("fix {folder} and {prompt}\n\n---\n")
     assert "\n%s/done.md.tmp\n" % RUN.folder in text and "\n%s/done.md\n" % RUN.folder in text
 
 
 def test_a_prompt_that_an_agent_would_take_for_a_command_is_given_as_text():
-    assert run_prompt(RUN, "!echo hi", AGENTS["codex"].start).startswith(" !echo hi\n")
-    assert run_prompt(RUN, "-rf x", AGENTS["opencode"].start).startswith(" -rf x\n")
-    assert run_prompt(RUN, "-rf x", AGENTS["generic"].start).startswith("-rf x\n")
+    def given(interface, prompt):
+        return task_prompt(RUN, prompt, Profile("p", "agent", AGENTS[interface]))[1]
+
+    assert given("codex", "!echo hi").startswith(" !echo hi\n")
+    assert given("opencode", "-rf x").startswith(" -rf x\n")
+    assert given("generic", "-rf x").startswith("-rf x\n")
     assert "Read the file" in launcher("claude", prompt="/init") and "Read the file" in launcher("claude", prompt=" /init")
     assert "Read the file" not in launcher("claude", prompt="see /init")
 
@@ -136,9 +132,9 @@ def test_a_start_in_a_session_can_be_undone_when_its_run_was_in_a_pane_before(sa
     here = read_process(os.getpid())   # stands for the server that had the pane: it goes on
     facts = {fact: 0 for fact in START_FACTS if fact not in ("id", "state", "outcome")}
     run = new_run(str(sandbox.state), {**facts, "agent": "generic", "tmux": check_tmux(), "place": "pane", "pane": "%0",
-                                       "server": here})
+                                       "workspace": str(sandbox.work), "server": here})
     profile = Profile("p", "sleep", AGENTS["generic"], ("100",))
-    facts = open_session(run, Launch(profile, str(sandbox.work), "", sandbox.env, "sleep"), check_tmux(), None)
+    facts = open_session(run, Launch(profile, sandbox.env), None)
     assert end_pane(run) == []
     assert not os.path.exists(facts.socket) and not read_process(facts.server_pid)
 
@@ -151,16 +147,16 @@ QUESTION = "Fake agent: may I work in this folder?\n\n%s No, leave\n%s Yes, work
 def test_an_option_is_taken_only_once_it_is_seen_to_be_selected():
     dialogs = AGENTS["demo"].pane.dialogs
     first, second = Screen(QUESTION % ("❯", " ")), Screen(QUESTION % (" ", "❯"))
-    assert plan_answer(first, dialogs) == ("question", ("Down",))
-    assert plan_answer(second, dialogs) == ("question", ("Enter",))
-    assert plan_answer(Screen("Demo worker"), dialogs) == ("", ())
+    assert plan_answer(first, dialogs) == ("question", "Down")
+    assert plan_answer(second, dialogs) == ("question", "Enter")
+    assert plan_answer(Screen("Demo worker"), dialogs) == ("", "")
 
 
 def test_a_dialog_whose_selection_cannot_be_seen_is_not_touched():
     screen = Screen(QUESTION % (" ", " "))
-    assert plan_answer(screen, AGENTS["demo"].pane.dialogs) == ("question", ())
+    assert plan_answer(screen, AGENTS["demo"].pane.dialogs) == ("question", "")
     other = Screen((QUESTION % ("❯", " ")).replace("Yes, work here", "Yes, and delete it all"))
-    assert plan_answer(other, AGENTS["demo"].pane.dialogs) == ("question", ())
+    assert plan_answer(other, AGENTS["demo"].pane.dialogs) == ("question", "")
 
 
 # --- the agent's own record -------------------------------------------------------
