@@ -1221,12 +1221,6 @@ def cut_region(screen: Screen, region: str, marks: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-def find_question(screen: Screen) -> str:
-    """The last line of a screen that asks something; "" when none does."""
-    lines = [line.strip(" │┃|*") for line in screen.text.split("\n")]
-    return next((line for line in reversed(lines) if line.endswith("?")), "")
-
-
 def letters(text: str) -> str:
     """`text` without all that a terminal, a composer or an agent may change of it: white space, signs,
     frames, and how a letter and its accent are put together."""
@@ -1533,7 +1527,6 @@ SPAN_S = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 CLOCK = re.compile(r"(?i)(?<![\d:.])(?:(0?[1-9]|1[0-2])(?:[:.]([0-5]\d))? ?([ap])m\b"
                    r"|([01]?\d|2[0-3])[:.]([0-5]\d)(?!\d))")
 DAY = re.compile(r"\b([A-Z][a-z]{2})[a-z]* ?(\d{1,2})(?![\d:])|\b(\d{1,2}) ([A-Z][a-z]{2})")
-MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 def parse_reset(text: str, now: float) -> Optional[float]:
@@ -1560,8 +1553,8 @@ def parse_reset(text: str, now: float) -> Optional[float]:
             days = 1 if late_s > 1800 else -1 if late_s < 1800 - 86400 else 0
             return (at + datetime.timedelta(days)).timestamp()
         year = re.search(r"\b20\d\d\b", words)
-        at = at.replace(int(year[0]) if year else at.year, MONTHS.index(day[1] or day[4]) + 1,
-                        int(day[2] or day[3]))
+        month = "JanFebMarAprMayJunJulAugSepOctNovDec".index(day[1] or day[4]) // 3 + 1
+        at = at.replace(int(year[0]) if year else at.year, month, int(day[2] or day[3]))
         is_next_year = not year and at.timestamp() < now - 180 * 86400
         return at.replace(at.year + is_next_year).timestamp()
     except (ValueError, LookupError, OverflowError):   # no such day, month, hour or zone
@@ -2288,8 +2281,7 @@ class Run:
     def check_here(self) -> None:
         """Raises `Unusable` for a run whose processes cannot be told from ours by their pids."""
         if not self.is_here:
-            raise Unusable("run %d: belongs to another machine, container or boot" % self.id,
-                           "call from there")
+            raise Unusable("run %d: belongs to another machine, container or boot" % self.id, "call it there")
 
     def path(self, name: str) -> str:
         """The path of one of its files."""
@@ -2319,8 +2311,7 @@ class Run:
             if fact not in facts:
                 raise Unusable("%s: run.json lacks `%s`" % (folder, fact), "look into the folder")
         if not isinstance(facts["turn"], int) or str(facts["agent"]) not in AGENTS:
-            raise Unusable("%s: agent `%s` is not known here" % (folder, facts["agent"]),
-                           "use a newer selftalk")
+            raise Unusable("%s: agent `%s` is not known" % (folder, facts["agent"]), "use a newer selftalk")
         self.facts = facts
 
     def locked(self, name: str = "lock") -> "contextlib.AbstractContextManager[None]":
@@ -3063,8 +3054,8 @@ def ask_probe(probe: Probe, profile: Profile, env: dict[str, str], program: str,
     parse, read_at, last = functools.partial(USAGE_FORMATS[probe.format], now=time.time()), time.time(), ""
     if probe.args:
         try:
-            text = converse((program, *probe.args), probe.send, parse, env=env, deadline_s=PROBE_S,
-                            echo=echo)
+            argv = (program, *probe.args)
+            text = converse(argv, probe.send, parse, env=env, deadline_s=PROBE_S, echo=echo)
         except Failure as failure:   # one agent's trouble is not to hide what the others tell
             return Usage(unknown=failure.what)
         last = clean_text(text).strip().split("\n")[-1][:200]
@@ -3218,8 +3209,7 @@ Another agent (%s) was given this task, and its account reached a usage limit be
 it stopped: look at what is there, keep what is right, and do not begin anew.
 """
 KEPT = {"began": bool, "trace": str, "moved_s": float, "face": str, "stirred_s": float}   # from wait to wait
-REQUEST_FACTS = ("workspace", "form", "keep", "max_time_s", "stall_s", "wait_for_reset",
-                 "config")   # of who takes over as well
+REQUEST_FACTS = ("workspace", "form", "keep", "max_time_s", "stall_s", "wait_for_reset", "config")
 
 
 class Request(NamedTuple):
@@ -3424,7 +3414,9 @@ def note_sight(progress: Progress, sight: Sight, at_s: float) -> Progress:
 
 def judge_trouble(state: str, sight: Sight) -> Ending:
     """The ending of a turn that cannot go on, in the agent's own words."""
-    verb, words = ("asks", find_question(sight.screen)) if state == "asks" else ("says", sight.said.error)
+    rows = (row.strip(" │┃|*") for row in reversed(sight.screen.text.split("\n")))
+    verb, words = ("asks", next((row for row in rows if row.endswith("?")), "")) if state == "asks" else \
+        ("says", sight.said.error)
     lines = clean_text(words or sight.verdict.text).split("\n")
     words = next((line.strip(" │┃") for line in lines if letters(line)), sight.verdict.rule)
     return Ending(state, "the agent %s: %s" % (verb, words),
@@ -3599,13 +3591,6 @@ def keep_ending(worker: Worker, ending: Ending) -> None:
     run.update(outcome=ending.outcome, session_id=worker.record.session)
 
 
-def find_reset(worker: Worker, ending: Ending) -> Optional[float]:
-    """When a limit ends, by the words of the agent, else by the bottom of its screen."""
-    bottom = "\n".join(worker.capture().text.rstrip().split("\n")[-20:])
-    texts = (ending.what, ending.said.error, bottom)
-    return next(filter(None, (parse_reset(text, time.time()) for text in texts)), None)
-
-
 def finish_turn(worker: Worker, ending: Ending) -> Ending:
     """Keeps the ending and ends the worker unless it is to stay, once: whoever comes second gets what was
     kept. Trouble with any of it is added to the ending: it must not cost the answer."""
@@ -3620,7 +3605,9 @@ def finish_turn(worker: Worker, ending: Ending) -> Ending:
         ending = ending._replace(answer=clean_text(answer).rstrip("\n"))
         troubles = []
         if ending.outcome == "limited":
-            ending = ending._replace(resets_at=find_reset(worker, ending))
+            bottom = "\n".join(worker.capture().text.rstrip().split("\n")[-20:])
+            resets = (parse_reset(text, time.time()) for text in (ending.what, ending.said.error, bottom))
+            ending = ending._replace(resets_at=next(filter(None, resets), None))
             troubles.append(attempt(lambda: note_limit(run.facts["usage_file"], ending.resets_at)))
         troubles.append(attempt(lambda: keep_ending(worker, ending)))
         if not is_kept(run, ending.outcome):
@@ -3674,10 +3661,7 @@ def await_ending(worker: Worker, wait_s: float, tell: Tell) -> Optional[Ending]:
         is_late = bool(facts["max_time_s"]) and at_s >= facts["max_time_s"]
         if not (worker.has_news() or at_s >= progress.next_look_s or waited_s >= wait_s or is_late):
             continue
-        if not os.path.isdir(run.folder):   # nothing of it could be brought back any more
-            end_pane(run)
-            raise Unusable("run %d: its folder was removed; the worker was ended" % run.id, "start it again")
-        if worker.has_changed():   # somebody else ended the turn
+        if worker.has_changed():   # somebody else ended the turn, or removed the run
             return None
         sight, had_begun = worker.look(), progress.began
         progress = note_sight(progress, sight, at_s)
@@ -3790,10 +3774,10 @@ def see_through(run: Run, wait_s: float, means: Means) -> tuple[Run, Ending]:
     """Waits for an answer wherever the work moves at a limit, or over its reset: who ended, and how."""
     end_s, moved = time.monotonic() + wait_s, run
     while moved:
-        run, left_s = moved, max(0.0, end_s - time.monotonic())
-        ending = await_run(run, left_s, means.tell, means.echo)
+        run = moved
+        ending = await_run(run, max(0.0, end_s - time.monotonic()), means.tell, means.echo)
         if ending.outcome == "limited" and run.facts.get("wait_for_reset") and ending.resets_at:
-            if not await_reset(run, ending.resets_at, left_s, means):
+            if not await_reset(run, ending.resets_at, max(0.0, end_s - time.monotonic()), means):
                 ends = clock_text(ending.resets_at, time.time())
                 words = "the wait of %g s is over; its limit ends %s" % (wait_s, ends)
                 return run, Ending("running", words, own_command("wait %d" % run.id))
@@ -3848,13 +3832,17 @@ def read_screen(run: Run, echo: Optional[Tell] = None) -> Screen:
 
 @contextlib.contextmanager
 def named_interrupt(run: Run) -> Iterator[None]:
-    """A Ctrl-C in here, or trouble with tmux, is told with the run that goes on."""
+    """A Ctrl-C in here, or trouble with tmux, is told with the run; it goes on unless its folder is gone."""
     fix = own_command("wait %d" % run.id)
     try:
         yield
     except KeyboardInterrupt as error:
         raise Interrupted("run %d: interrupted; the worker goes on" % run.id, fix) from error
     except Failure as failure:
+        if file_stamp(run.path("run.json"))[0] < 0:
+            end_pane(run)
+            words = "run %d: its folder was removed; the worker was ended" % run.id
+            raise Unusable(words, "start it again") from failure
         if type(failure) is not Failure or not failure.what:
             raise
         raise Failure("run %d: %s" % (run.id, failure.what), fix) from failure
@@ -4006,9 +3994,8 @@ def usage_lines(name: str, usage: Usage, now: float, has_bars: bool) -> list[str
             hours, minutes = divmod(max(0, int(resets_at - now)) // 60, 60)
             text += "resets %s (in %d h %02d min)" % (clock_text(resets_at, now), hours, minutes)
         rows.append((period, text))
-    until_at = clock_text(usage.limited_until, now)
     rows += [("read", usage.windows and "%d s ago, by %s" % (now - usage.read_at, usage.source)),
-             ("limited", usage.limited_until and "until %s, met by a run" % until_at),
+             ("limited", usage.limited_until and "until %s, met in a run" % clock_text(usage.limited_until, now)),
              ("unknown", usage.unknown)]
     return ["%-10s %-16s %s" % (name, *row) for row in rows if row[1]]
 
@@ -4235,22 +4222,17 @@ def cmd_interrupt(args: "argparse.Namespace") -> int:
     return show(args, lambda: result_object(args.run, ending), ())
 
 
-def read_screen_file(path: str) -> Screen:
-    """A recorded screen; its title is in the file beside it that ends in .info, as `title=[…]`."""
-    text = read_file(path)
-    if text is None:
-        raise Unusable("%s: is neither a run nor a file that can be read" % path, own_command("list"))
-    found = re.search(r"title=\[(.*)\]", read_file(os.path.splitext(path)[0] + ".info") or "")
-    return Screen(text, found.group(1) if found else "")
-
-
 def cmd_explain(args: "argparse.Namespace") -> int:
     """Says what a screen means, and by which rule."""
     if as_number(args.screen) is not None or args.screen == "last":
         run = find_run(args.state, args.screen)
         screen, name = read_screen(run, args.echo), run.facts["agent"]
     else:
-        screen, name = read_screen_file(args.screen), args.agent
+        text, info = (read_file(path) for path in (args.screen, os.path.splitext(args.screen)[0] + ".info"))
+        if text is None:
+            raise Unusable("%s: is neither a run nor a readable file" % args.screen, own_command("list"))
+        title = re.search(r"title=\[(.*)\]", info or "")   # as a recorded screen has it beside it
+        screen, name = Screen(text, title.group(1) if title else ""), args.agent
     if name not in AGENTS:
         known = ", ".join(row.name for row in AGENT_ROWS if row.pane.rules)
         raise Unusable("--agent: %s" % ("`%s` is not known" % name if name else "whose screen is it?"), known)

@@ -821,7 +821,7 @@ def test_a_percentage_that_is_not_known_is_no_zero():
     assert lines[1] == "made       week             [                    ]    0%  "
     assert lines[2] == "made       month            [████████████████████]  100%  resets 15:12 (in 0 h 01 min)"
     assert usage_lines("made", Usage(limited_until=NOW + 60, unknown="why"), NOW, False) == [
-        "made       limited          until 15:12, met by a run", "made       unknown          why"]
+        "made       limited          until 15:12, met in a run", "made       unknown          why"]
 
 
 def open_locks(processes):
