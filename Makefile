@@ -1,5 +1,5 @@
 PYTHON ?= python3
-RUNS   := tests/test_conduct.py                                # these start workers in tmux, and mostly wait
+RUNS   := tests/test_conduct.py tests/test_failover.py         # these start workers in tmux, and mostly wait
 CALLS  := tests/test_command_line.py tests/test_tmux.py
 TALKS  := tests/test_talk.py
 VENV   := .venv

@@ -9,7 +9,8 @@ TALKER says how it behaves, as `name=value; name; …`; a prompt that holds [[na
     ghost=TEXT  held=TEXT@S      what an empty input shows; what a person has typed, for S seconds
     ask_on_start  ask_on_paste  ask_on_submit  (=QUESTION|OPTION|…)   a dialog; slow_dialog=S: it obeys S seconds late
     busy=S  say=TEXT             how long a turn takes; its answer
-    error  limit  login          how a turn ends instead
+    error  limit  login          how a turn ends instead; limit=WORDS: when it says that the limit ends
+    said=TEXT                    what it says in its turn before that
     background=S  wake           a shell outlives the turn for S seconds, and then begins a turn of its own
     person=TEXT@S                another prompt begins a turn S seconds after ours began
     put_back                     Esc brings the prompt back into the input; slow_interrupt=S: it obeys S seconds late
@@ -31,13 +32,13 @@ KEY = re.compile(rb"\x1b\[[0-9;]*[~A-Za-z]|[^\x1b\x00-\x1f\x7f]+|.", re.DOTALL)
 SLOW_KEYS = (b"\r", b"\x1b[A", b"\x1b[B")
 SPINNERS = "·✢✳✶✻✽"
 BANNER = [" ▐▛███▛█   Claude Code v2.1.329", "▝▜██████▀  Sonnet 5.5 · Claude API", " ▝▝   ▝▝   ~/work", ""]
-ENDINGS = {   # kind: (error in the transcript, its words, rows on the screen, what the empty input shows)
-    "error": ("unknown", "API Error: 500 made-up trouble", ["● API Error: 500 made-up trouble"],
+ENDINGS = {   # kind: (error in the transcript, its words, its row on the screen, what the empty input shows)
+    "error": ("unknown", "API Error: 500 made-up trouble", "● API Error: 500 made-up trouble",
               "Resend your message to try again"),
     "login": ("authentication_failed", "Invalid API key · Fix external API key",
-              ["  ⎿ \xa0Invalid API key · Fix external API key"], "Once fixed, resend your message"),
+              "  ⎿ \xa0Invalid API key · Fix external API key", "Once fixed, resend your message"),
     "limit": ("rate_limit", "You've hit your 5-hour limit · resets 8:10am (UTC)",
-              ["  ⎿ \xa0You've hit your 5-hour limit · resets 8:10am (UTC)"], ""),
+              "  ⎿ \xa0You've hit your 5-hour limit · resets 8:10am (UTC)", ""),
 }
 
 
@@ -267,11 +268,16 @@ class Talker:
     def finish(self):
         kind = next((kind for kind in ENDINGS if self.option(kind)), "")
         if kind:
-            error, words, rows, self.ghost = ENDINGS[kind]
+            error, words, row, self.ghost = ENDINGS[kind]
+            ends = self.option("limit") if self.option("limit") not in ("", "1") else "resets 8:10am (UTC)"
+            words, row = (text.replace("resets 8:10am (UTC)", ends) for text in (words, row))
+            if self.option("said"):
+                self.record_assistant(self.option("said"))
+                self.history += ["● " + self.option("said"), ""]
             self.record_assistant(words, error=error, isApiErrorMessage=True)
-            self.history += rows + [""]
+            self.history += [row, ""]
             if kind == "limit":
-                self.footer = "  ⚠ Usage limit reached · limit resets 8:10am\n  ⏵⏵ bypass permissions on (shift+tab to cycle)"
+                self.footer = "  ⚠ Usage limit reached · limit " + ends.split(" (")[0] + "\n  ⏵⏵ bypass permissions on (shift+tab to cycle)"
         else:
             self.answer(self.option("say") or "answer %d to %s" % (self.turns, self.turn["text"].strip()[:30]))
             if self.option("background"):
