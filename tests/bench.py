@@ -1,6 +1,8 @@
 """What selftalk costs: python3 tests/bench.py. Ratios within one run hold on any machine; single times do not."""
+import contextlib
 import json
 import os
+import pathlib
 import resource
 import shutil
 import statistics
@@ -158,6 +160,80 @@ def measure_talk(bench):
           % (statistics.median(submitted), recipe_s, statistics.median(printed)))
 
 
+OLD_RECIPE_S = 9.0       # open the agent, sleep, type /usage, sleep, read the screen, close it
+FAKE_CLI = """#!%s -ISE
+import sys, time
+time.sleep(0.2)
+if "--version" not in sys.argv:
+    sys.stdin.readline()
+    print('''%s''', flush=True)
+    sys.stdin.read()
+"""
+FAKE_ANSWERS = {
+    "claude": '{"type":"control_response","response":{"response":{"rate_limits":{"five_hour":{"utilization":12}}}}}',
+    "codex": '{"id":2,"result":{"rateLimits":{"primary":{"usedPercent":30,"windowDurationMins":300}}}}'}
+
+
+@contextlib.contextmanager
+def opened_accounts(bench):
+    """(what they are, the environment) of a Claude and a Codex: the real ones on made-up accounts when `make live` has
+    installed them, else scripts that need 0.2 s to start."""
+    sys.path.insert(0, os.path.join(ROOT, "tests", "live"))
+    from accounts import Window, claude_account, codex_account
+    from homes import make_home
+    from install_agents import live_folder
+    from model_server import ModelServer
+    with ModelServer() as server:
+        if all((live_folder() / "node_modules" / ".bin" / name).exists() for name in FAKE_ANSWERS):
+            home = pathlib.Path(bench.folder, "home")
+            env = {**make_home("codex", server, home), **make_home("claude", server, home)}
+            claude_account(server, env).has(five_hour=Window(12))
+            codex_account(server, env).has(primary=Window(30))
+            yield "the CLI", env
+            return
+        folder = os.path.join(bench.folder, "clis")
+        os.mkdir(folder)
+        for name, answer in FAKE_ANSWERS.items():
+            os.chmod(bench.write(os.path.join("clis", name), FAKE_CLI % (PYTHON, answer)), 0o755)
+        yield "a script", dict(bench.env, PATH=folder + os.pathsep + os.environ["PATH"])
+
+
+def ask_directly(program, probe, env, folder):
+    """Seconds until a CLI has answered a probe and ended, with nothing of ours around it."""
+    started = time.monotonic()
+    sign = {"codex-limits": b'"id":2', "claude-get-usage": b"control_response"}[probe.format]
+    with subprocess.Popen([program, *probe.args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                          env=env, cwd=folder) as process:
+        process.stdin.write(probe.send.encode())
+        process.stdin.flush()
+        any(sign in line for line in process.stdout)
+        process.stdin.close()
+        process.stdout.read()
+    return time.monotonic() - started
+
+
+def measure_quota(bench):
+    """A look at the quota beside what the CLI itself needs for it, and a decision on what is kept beside --version."""
+    sys.path.insert(0, ROOT)
+    from selftalk import AGENTS
+    base, medians = [PYTHON, PROGRAM], statistics.median
+    with opened_accounts(bench) as (what, env):
+        bench.env = env = {**env, "XDG_STATE_HOME": bench.folder}
+        for name in FAKE_ANSWERS:
+            probe, program = AGENTS[name].quota.probes[0], shutil.which(name, path=env["PATH"])
+            seconds = [(ask_directly(program, probe, env, bench.folder), bench.run([program, "--version"], 0)[0],
+                        bench.run([*base, "usage", name, "--fresh"], 0)[0]) for _ in range(ROUNDS + 1)][1:]
+            direct_s, start_s, ours_s = map(medians, zip(*seconds))
+            print("%-39s selftalk %.2f s · %s by itself %.2f s (x%.1f), its --version %.2f s · fixed sleeps %.0f s (x%.0f)" % (
+                "usage of %s, read anew" % name, ours_s, what, direct_s, ours_s / direct_s, start_s, OLD_RECIPE_S, OLD_RECIPE_S / ours_s))
+        assert bench.run([*base, "-c", "-e", "-x", "--cwd", bench.folder, "--dry-run"], 0)[2].endswith("12% (limit 80%) -> claude\n")
+        seconds = [(bench.run([*base, "-c", "-e", "-x", "--cwd", bench.folder, "--dry-run"], 0)[0], bench.run([*base, "--version"], 0)[0])
+                   for _ in range(3 * ROUNDS)]
+    ours_s, version_s = map(medians, zip(*seconds))
+    print("%-39s %.0f ms · --version %.0f ms (x%.1f) · fixed sleeps %.0f s (x%.0f)" % (
+        "-e --dry-run on what is kept", 1000 * ours_s, 1000 * version_s, ours_s / version_s, OLD_RECIPE_S, OLD_RECIPE_S / ours_s))
+
+
 def measure_start(bench):
     """CPU of --version beside the bare interpreter."""
     ours = statistics.median(bench.run([PYTHON, PROGRAM, "--version"], 0)[1] for _ in range(15))
@@ -175,6 +251,7 @@ def main():
         measure_wait(bench)
         measure_many(bench)
         measure_talk(bench)
+        measure_quota(bench)
     finally:
         shutil.rmtree(folder)
 
