@@ -545,6 +545,14 @@ def test_a_probe_that_hangs_is_ended_with_all_its_children_in_its_time(account, 
     assert account.alive() == []
 
 
+def test_a_probe_that_prints_without_end_is_ended(account, monkeypatch):
+    monkeypatch.setattr(selftalk, "PROBE_S", 20.0)
+    account.deed("while :; do head -c 1000000 /dev/zero | tr '\\0' x; done")
+    began = time.monotonic()
+    usage = account.read()
+    assert usage.windows == () and len(usage.unknown) < 250 and time.monotonic() - began < 10 and account.alive() == []
+
+
 def test_what_a_probe_leaves_running_is_ended_and_its_folder_removed(account):
     account.deed("pwd > %s/where; touch here $TMPDIR/there\nsetsid sleep 100 &\n%s" % (account.folder, "echo '%s'" % (ANSWER % (3, NOW + 1e8))))
     assert percents(account.read()) == [("session", 3.0)]
@@ -878,6 +886,13 @@ def test_smart_route_is_read_as_written():
     assert find_limits(config, config.profiles["slow"]) == {"session": 60.0}
     assert find_limits(config, config.profiles["fast"]) == {"session": 95.0, "week": 90.5}
     assert find_limits(config, selftalk.find_target(config, "gemini")) == {"session": 70.0}
+
+
+def test_the_smart_route_of_the_readme_is_one():
+    blocks = re.findall(r"```yaml\n(.*?)```", (PROGRAM.parent / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    config = read_config("".join(blocks), "test")
+    assert config.smart_route.chain == ("claude", "codex-spark", "gemini")
+    assert find_limits(config, config.profiles["codex-spark"]) == {"session": 95.0}
 
 
 def test_smart_route_needs_no_profiles_and_what_is_left_out_stays():
