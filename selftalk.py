@@ -527,7 +527,7 @@ OPENCODE_RULES = (
 CLAUDE_SUBMIT = Submit(
     composer=(
         r"^(?:─{20,}\n❯\xa0?"                    # the upper edge; history and options have a plain space
-        r"|─{3,} ↑ \d+ more ─+\n(?:❯\xa0|  ))"   # that of one that has scrolled
+        r"|─{3,} ↑ \d+ more ─+\n(?:❯\xa0|  |(?=\n)))"   # that of one that has scrolled
         r"([^\n]*(?:\n(?:  [^\n]*)?)*)"          # what is typed: further rows are indented, or empty
         r"\n─{20,}$"),                           # the lower edge
     ghost=r"(?:Once fixed, r|R)esend your message.*|Press up to edit queued messages",
@@ -1992,9 +1992,6 @@ def watch_death(pid: int) -> Iterator[Callable[[float], None]]:
             os.close(handle)
 
 
-PROBE_LETTERS = 2_000_000   # more than any answer has
-
-
 def converse(argv: tuple[str, ...], send: str, is_answer: Callable[[str], object], *, env: dict[str, str],
              deadline_s: float, echo: Optional[Tell] = None) -> str:
     """What a command prints after `send` on its stdin, until `is_answer`, its end or the deadline. Its stdin
@@ -2007,6 +2004,8 @@ def converse(argv: tuple[str, ...], send: str, is_answer: Callable[[str], object
     with tempfile.TemporaryDirectory(prefix="selftalk-") as folder:
         path, text = os.path.join(folder, "out"), ""
         env = {**env, "TMPDIR": folder, "SELFTALK_PROBE": folder}
+        if find_program("timeout", env.get("PATH", os.defpath), folder):   # for when we are killed meanwhile
+            argv = ("timeout", "-k", "1", "%d" % (deadline_s + 5.0), *argv)
         try:
             with open(path, "wb") as file:
                 asked = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT,
@@ -2021,7 +2020,7 @@ def converse(argv: tuple[str, ...], send: str, is_answer: Callable[[str], object
                 asked.stdin.close()
             for _ in until(deadline_s):
                 has_ended, text = asked.poll() is not None, read_file(path) or ""
-                if has_ended or is_answer(text) or len(text) > PROBE_LETTERS:
+                if has_ended or is_answer(text) or len(text) > 2_000_000:   # no answer is so long
                     break
             asked.stdin.close()
             any(asked.poll() is not None for _ in until(2.0))
@@ -3128,18 +3127,17 @@ def find_reason(usage: Usage, limits: dict[str, float], now: float) -> str:
         limit = limits.get(window.name, 1e9 if "(" in window.name else 100.0)
         if window.used_percent is not None and window.used_percent >= limit:
             resets = ", resets %s" % clock_text(window.resets_at, now) if window.resets_at else ""
-            return "%s at %.0f%% (limit %g%%%s)" % (window.name, window.used_percent, limit, resets)
+            return "%s at %d%% (limit %g%%%s)" % (window.name, window.used_percent, limit, resets)
     return ""
 
 
 def describe_usage(usage: Usage, limits: dict[str, float], now: float) -> str:
     """What is known of an account that is not to be spared."""
-    known = [window for window in usage.windows if window.used_percent is not None]
-    if not known:
+    name, used, _ = next((one for one in usage.windows if one.used_percent is not None), ("", 0, None))
+    if not name:
         return "inconclusive: %s" % (usage.unknown or "nothing is known")
-    name, used, _ = known[0]
     age = "" if now - usage.read_at < CACHE_S else ", read %d min ago" % ((now - usage.read_at) / 60)
-    return "%s at %.0f%% (limit %g%%%s)" % (name, used, limits.get(name, 100), age)
+    return "%s at %d%% (limit %g%%%s)" % (name, used or 0, limits.get(name, 100), age)
 
 
 def read_account(profile: Profile, base: dict[str, str], *, is_fresh: bool = False,
@@ -3730,6 +3728,8 @@ def move_on(run: Run, ending: Ending, means: Means) -> Optional[Run]:
     facts, state = run.facts, os.path.dirname(os.path.dirname(run.folder))
     with run.locked("moving"):
         moved_to, names = read_turn(run).get("moved_to"), facts.get("chain")
+        for one in read_runs(state, "runs", means.tell):   # of a caller that died over it
+            moved_to = moved_to or (one.facts.get("took_over") or {}).get("id") == run.id and one.id
         if moved_to or not names:
             return find_run(state, str(moved_to)) if moved_to else None
         try:
@@ -3989,13 +3989,13 @@ def usage_lines(name: str, usage: Usage, now: float, has_bars: bool) -> list[str
     rows = []
     for period, used, resets_at in usage.windows:
         bar = "[%-20s] " % ("█" * round((used or 0) / 5)) if has_bars else ""
-        text = "%s%s  " % (bar, "  ?  " if used is None else "%4.0f%%" % used)
+        text = "%s%s  " % (bar, "  ?  " if used is None else "%4d%%" % used)
         if resets_at:
             hours, minutes = divmod(max(0, int(resets_at - now)) // 60, 60)
             text += "resets %s (in %d h %02d min)" % (clock_text(resets_at, now), hours, minutes)
         rows.append((period, text))
     rows += [("read", usage.windows and "%d s ago, by %s" % (now - usage.read_at, usage.source)),
-             ("limited", usage.limited_until and "until %s, met in a run" % clock_text(usage.limited_until, now)),
+             ("limited", usage.limited_until and "until %s, by a run" % clock_text(usage.limited_until, now)),
              ("unknown", usage.unknown)]
     return ["%-10s %-16s %s" % (name, *row) for row in rows if row[1]]
 
@@ -4230,7 +4230,7 @@ def cmd_explain(args: "argparse.Namespace") -> int:
     else:
         text, info = (read_file(path) for path in (args.screen, os.path.splitext(args.screen)[0] + ".info"))
         if text is None:
-            raise Unusable("%s: is neither a run nor a readable file" % args.screen, own_command("list"))
+            raise Unusable("%s: is neither a run nor a file to read" % args.screen, own_command("list"))
         title = re.search(r"title=\[(.*)\]", info or "")   # as a recorded screen has it beside it
         screen, name = Screen(text, title.group(1) if title else ""), args.agent
     if name not in AGENTS:
@@ -4292,7 +4292,6 @@ def cmd_profiles(args: "argparse.Namespace") -> int:
 def cmd_demo(args: "argparse.Namespace") -> int:
     """Runs the whole cycle with the built-in worker, in a state folder that is removed afterwards."""
     import tempfile
-    signal.signal(signal.SIGTERM, signal.default_int_handler)   # so that nothing stays behind
     with tempfile.TemporaryDirectory(prefix="selftalk-demo-") as folder:
         profile = Profile("demo", "sh", AGENTS["demo"], ("-c", DEMO_WORKER))
         request = Request(profile, "Say what you are.", os.path.realpath(folder), place="session")
@@ -4476,8 +4475,9 @@ def dispatch(words: list[str]) -> int:
 
 def main(words: list[str]) -> int:
     """Runs a command line; the only catcher. Tracebacks are bugs."""
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):   # hosts send these: what is open is closed
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     for name in ("stdout", "stderr"):   # in any locale, and when the caller has closed one
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))
