@@ -3734,11 +3734,10 @@ def move_on(run: Run, ending: Ending, means: Means) -> Optional[Run]:
             return find_run(state, str(moved_to)) if moved_to else None
         try:
             route = find_route(names, means.config(), means.base, echo=means.echo, limits={})
+            if route.is_used_up:
+                raise Missing("nobody takes over: %s" % route.reason)
         except Missing as missing:
             means.tell("run %d: %s" % (run.id, missing.what))
-            return None
-        if route.is_used_up:
-            means.tell("run %d: nobody takes over: %s" % (run.id, route.reason))
             return None
         attempt(lambda: stop_run(run, means.echo))
         new = start_run(Request(
@@ -3754,7 +3753,8 @@ def move_on(run: Run, ending: Ending, means: Means) -> Optional[Run]:
 
 def await_reset(run: Run, resets_at: float, left_s: float, means: Means) -> bool:
     """Sleeps until a limit is over and lets the run go on, unless somebody else has; False: not over yet."""
-    beat_s, ends_at, number = 0.0, max(resets_at, time.time()) + RESET_GRACE_S, run.facts["turn"]
+    grace_s = RESET_GRACE_S * (60 if read_turn(run).get("prompt") == GO_ON else 1)   # it did not end as said
+    beat_s, ends_at, number = 0.0, max(resets_at, time.time()) + grace_s, run.facts["turn"]
     for waited_s in until(left_s, longest_s=2.0):
         if time.time() >= ends_at:
             try:

@@ -173,7 +173,7 @@ def test_who_takes_over_goes_on_in_a_talk_of_its_own(crew):
 
 # --- callers that die, and callers that come at once -------------------------------------------
 
-@pytest.mark.parametrize("moment", ["asked", "limited", "taken over"])
+@pytest.mark.parametrize("moment", ["asked", "limited", "ended", "taken over"])
 def test_a_caller_killed_at_any_moment_is_followed_by_one_wait_that_moves_it_once(crew, moment):
     crew.behave("claude", "limit=resets in 2h; busy=0.3")
     crew.behave("codex", "busy=0.3")
@@ -181,7 +181,7 @@ def test_a_caller_killed_at_any_moment_is_followed_by_one_wait_that_moves_it_onc
     try:
         assert until_true(lambda: {
             "asked": lambda: crew.prompts("claude"), "limited": lambda: crew.turn().get("outcome") == "limited",
-            "taken over": lambda: crew.turn().get("moved_to"),
+            "ended": lambda: crew.facts()["state"] == "over", "taken over": lambda: crew.turn().get("moved_to"),
         }[moment]() if crew.run_folder().exists() else False)
     finally:
         process.send_signal(signal.SIGKILL)
@@ -282,3 +282,17 @@ def test_a_reset_of_who_has_taken_over_is_waited_for_as_well(crew):
     crew.behave("claude", "limit=ask your admin")
     result, _ = crew.ask("--wait-for-reset", "--failover", "-x", "hello")
     assert (result["profile"], crew.facts(2)["wait_for_reset"]) == ("codex", True)
+
+
+def test_a_wait_is_as_long_as_was_said_also_over_a_limit(crew):
+    crew.behave("claude", "busy=2")
+    began = time.monotonic()
+    crew.ask("--wait-for-reset", "--wait", "4", "hello [[limit=resets in 2h]]", status=75)
+    assert time.monotonic() - began < 5.5
+
+
+def test_a_limit_that_does_not_end_when_it_said_is_not_tried_again_and_again(crew):
+    crew.behave("claude", "limit=resets in 1s")
+    process = crew.start("-c", "--here", "--wait-for-reset", "--wait", "9", "hello")
+    process.communicate(timeout=30)
+    assert len(crew.prompts("claude")) < 4

@@ -881,3 +881,8 @@ def test_a_prompt_that_a_person_takes_back_is_no_endless_turn(box):
     status, result = box.run_json("wait", "1", "--wait", "20")
     assert (status, result["outcome"]) == (1, "stopped") and "in its pane" in result["what"]
     assert box.run("send", "1", "another")[:2] == (0, "answer 2 to another\n")
+
+
+def test_a_prompt_that_scrolls_to_an_empty_line_arrives(common):
+    prompt = "first\n\n" + "\n".join("line %d" % number for number in range(19))
+    assert common.run("send", "last", "--", prompt)[0] == 0 and common.log()[-1] == prompt
