@@ -156,6 +156,7 @@ def test_nonsense_in_any_place_of_an_answer_is_no_trouble_and_no_percentage(name
     ("(resets 05:43 on 24 Nov)", "2026-11-24 05:43:59"),
     ("(resets 05:43 on Nov 24)", "2026-11-24 05:43:59"),
     ("Resets Jan 2, 2028, 10:59pm (UTC)", "2028-01-02 22:59:59"),
+    ("Resets Jan 2, 2026, 10:59pm (UTC)", "2026-01-02 22:59:59"),     # its year is named: long past is not to come
     ("or try again at 4:43 PM.", "2026-11-21 16:43:59"),
     ("or try again at Nov 22nd, 2026 4:43 PM.", "2026-11-22 16:43:59"),
     ("Usage limit reached · continuing automatically at 4:10pm · esc to cancel", "2026-11-21 16:10:59"),
