@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -858,6 +859,32 @@ def test_ten_that_ask_at_once_ask_the_agent_once(agents, words):
     answers = [json.loads(process.communicate(timeout=30)[0])[0]["windows"] for process in processes]
     assert all(answer == answers[0] for answer in answers) and answers[0][0]["used_percent"] == 30.0
     assert agents.calls("codex") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_probe_ends_with_its_caller(agents, number):
+    agents.add("codex", "trap '' TERM\nsleep 60 &\nwhile :; do sleep 1; done")
+    process = agents.box.start("usage", "codex")
+    assert until_true(lambda: agents.calls("codex") and len(agents.box.processes()) > 2)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert agents.box.processes() == [] and os.listdir(agents.box.env["TMPDIR"]) == []
+
+
+def test_a_probe_whose_caller_was_killed_ends_by_itself(agents):
+    text = PROGRAM.read_text(encoding="utf-8")
+    for pattern, shorter in ((r"(?m)^PROBE_S = 15\.0", "PROBE_S = 1.0"), (r"deadline_s \+ 5\.0", "deadline_s")):
+        text, count = re.subn(pattern, shorter, text)
+        assert count == 1
+    hurried = agents.box.folder / "selftalk.py"
+    hurried.write_text(text, encoding="utf-8")
+    agents.add("codex", "trap '' TERM\nsleep 60 &\nwhile :; do sleep 1; done")
+    process = subprocess.Popen([sys.executable, str(hurried), "usage", "codex"], env=agents.box.env, cwd=agents.box.work,
+                               stdin=subprocess.DEVNULL)
+    assert until_true(lambda: agents.calls("codex") and len(agents.box.processes()) > 2)
+    process.kill()
+    process.wait()
+    assert until_true(lambda: not agents.box.processes())
 
 
 # --- config ---------------------------------------------------------------------------------
