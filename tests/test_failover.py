@@ -173,7 +173,7 @@ def test_who_takes_over_goes_on_in_a_talk_of_its_own(crew):
 
 # --- callers that die, and callers that come at once -------------------------------------------
 
-@pytest.mark.parametrize("moment", ["asked", "limited", "ended", "taken over"])
+@pytest.mark.parametrize("moment", ["asked", "limited", "taken over"])
 def test_a_caller_killed_at_any_moment_is_followed_by_one_wait_that_moves_it_once(crew, moment):
     crew.behave("claude", "limit=resets in 2h; busy=0.3")
     crew.behave("codex", "busy=0.3")
@@ -181,7 +181,7 @@ def test_a_caller_killed_at_any_moment_is_followed_by_one_wait_that_moves_it_onc
     try:
         assert until_true(lambda: {
             "asked": lambda: crew.prompts("claude"), "limited": lambda: crew.turn().get("outcome") == "limited",
-            "ended": lambda: crew.facts()["state"] == "over", "taken over": lambda: crew.turn().get("moved_to"),
+            "taken over": lambda: crew.turn().get("moved_to"),
         }[moment]() if crew.run_folder().exists() else False)
     finally:
         process.send_signal(signal.SIGKILL)
@@ -293,6 +293,6 @@ def test_a_wait_is_as_long_as_was_said_also_over_a_limit(crew):
 
 def test_a_limit_that_does_not_end_when_it_said_is_not_tried_again_and_again(crew):
     crew.behave("claude", "limit=resets in 1s")
-    process = crew.start("-c", "--here", "--wait-for-reset", "--wait", "9", "hello")
+    process = crew.start("-c", "--here", "--wait-for-reset", "--wait", "5", "hello")
     process.communicate(timeout=30)
-    assert len(crew.prompts("claude")) < 4
+    assert len(crew.prompts("claude")) <= 2
