@@ -3166,11 +3166,10 @@ def choose_route(chain: Iterable[Profile], read: Callable[[Profile], Usage], lim
         asked, bounds = asked or usage, {} if place else limits
         reason = find_reason(usage, bounds, now)
         if not reason:
-            is_unknown = all(window.used_percent is None for window in usage.windows)
-            if not notes:
-                notes.append("%s %s" % (profile.name, describe_usage(usage, bounds, now)))
+            is_known = any(window.used_percent is not None for window in usage.windows)
+            notes = notes or ["%s %s" % (profile.name, describe_usage(usage, bounds, now))]
             reason = "%s -> %s" % ("; ".join(notes), profile.name)
-            return Route(profile, reason, asked, not place and is_unknown)
+            return Route(profile, reason, asked, not place and not is_known)
         notes.append("%s %s" % (profile.name, reason))
         spared = spared or profile
     if not spared:
@@ -3728,8 +3727,9 @@ def move_on(run: Run, ending: Ending, means: Means) -> Optional[Run]:
     facts, state = run.facts, os.path.dirname(os.path.dirname(run.folder))
     with run.locked("moving"):
         moved_to, names = read_turn(run).get("moved_to"), facts.get("chain")
-        for one in read_runs(state, "runs", means.tell):   # of a caller that died over it
-            moved_to = moved_to or (one.facts.get("took_over") or {}).get("id") == run.id and one.id
+        for one in read_runs(state, "runs", means.tell):   # a caller may have died over it
+            is_next = (one.facts.get("took_over") or {}).get("id") == run.id and one.facts.get("launcher")
+            moved_to = moved_to or is_next and one.id
         if moved_to or not names:
             return find_run(state, str(moved_to)) if moved_to else None
         try:

@@ -369,12 +369,14 @@ def test_an_output_that_is_full_is_said_in_one_line(sandbox, words):
 
 @pytest.mark.parametrize("when, number", [("before", "INT"), ("before", "TERM"), ("after", "INT"), ("after", "HUP"), ("after", "KILL")])
 def test_a_start_that_is_cut_short_leaves_nothing_after_the_next_call(sandbox, when, number):
+    if signal.getsignal(getattr(signal, "SIG" + number)) == signal.SIG_IGN:
+        pytest.skip("whoever runs the tests ignores SIG%s, as nohup does" % number)
     sandbox.fake_config()
     cut = "kill -%s $PPID; sleep 0.1; exit 1" % number
     path = tool_folder(sandbox, tmux='case "$*" in *new-session*) %s; %s;; esac; exec %s "$@"\n' % (
         shutil.which("tmux") + ' "$@"' if when == "after" else ":", cut, shutil.which("tmux")))
     status, _, err = sandbox.run("run", "hi", steps="hold", env={"PATH": path + ":" + os.environ["PATH"]})
-    assert status == (-signal.SIGKILL if number == "KILL" else 130) and "Traceback" not in err
+    assert status == (-signal.SIGKILL if number == "KILL" else 130) and "Traceback" not in err, err
     assert number != "INT" or "goes on" not in err and nothing_started(sandbox)
     status, runs = sandbox.run_json("list")
     assert [run["state"] for run in runs] in ([], ["over"])
