@@ -28,7 +28,7 @@ from model_server import Answer, ModelServer, Request, obey_done_file
 
 PROGRAM = Path(__file__).resolve().parents[2] / "selftalk.py"
 FLAGS = {"claude": "-c", "codex": "-x", "gemini": "-g", "opencode": ""}   # "": starts as a task, then talks
-DEADLINE_S = 60
+DEADLINE_S = 120    # two opencodes that start at once on a busy machine need more than 60
 POINTER = "Read the file %s/prompt.md and do exactly what it says."
 
 
