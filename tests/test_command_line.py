@@ -327,6 +327,20 @@ def tmux_pane(sandbox):
     subprocess.run([*tmux, "kill-server"])
 
 
+def test_no_worker_is_started_in_a_server_of_somebody_else(sandbox):
+    """One that is about to end would take it along, and the next try would do its task a second time."""
+    sandbox.fake_config()
+    tmux = ["tmux", "-u", "-L", "selftalk-1", "-f", "/dev/null"]
+    subprocess.run([*tmux, "new-session", "-d", "-s", "theirs", "sleep 1000"], env=sandbox.env, check=True)
+    try:
+        status, result = sandbox.run_json("run", "hi", steps="done x; hold")
+        told = subprocess.run([*tmux, "list-sessions", "-F", "#S"], env=sandbox.env, stdout=subprocess.PIPE, text=True)
+    finally:
+        subprocess.run([*tmux, "kill-server"], env=sandbox.env)
+    assert (status, result["answer"], told.stdout) == (0, "x", "theirs\n")
+    assert result["watch"].split()[2].endswith("/selftalk-1-2")
+
+
 # --- closed and full outputs ----------------------------------------------------------------------
 
 @pytest.mark.parametrize("line", ["$SELFTALK list >&-", "$SELFTALK list 2>&-", "$SELFTALK --help >&-", "$SELFTALK list > /dev/null 2>&-"])

@@ -547,6 +547,13 @@ def test_a_probe_that_hangs_is_ended_with_all_its_children_in_its_time(account, 
     assert account.alive() == []
 
 
+def test_an_agent_is_heard_that_answers_nothing_behind_a_closed_stdin(account):
+    """As codex 0.169.0: it looks whether somebody still listens, and ends when nobody does."""
+    answer = ANSWER % (7, time.time() + 3600)
+    account.deed("read question\nif timeout 0.3 cat; then exit; fi\necho '%s'\ncat" % answer)   # 124: still open
+    assert percents(account.read()) == [("session", 7.0)]
+
+
 def test_a_probe_that_prints_without_end_is_ended(account, monkeypatch):
     monkeypatch.setattr(selftalk, "PROBE_S", 20.0)
     account.deed("while :; do head -c 1000000 /dev/zero | tr '\\0' x; done")
