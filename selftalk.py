@@ -2195,9 +2195,10 @@ class ControlClient:
 
     def _attach(self, deadline: float) -> None:
         import subprocess
-        # -t with a pane would move the focus to it, and without -E the session would get our environment.
-        argv = ("tmux", "-u", "-C", "-S", self.server.socket, "attach-session", "-E", "-t", self.session)
-        argv += ("-f", "no-output,ignore-size") if self.server.version >= (3, 2) else ()
+        # -t PANE would move the focus, without -E the session gets our environment; -N starts no server (3.2)
+        words = ("-u", "-C", "-S", self.server.socket, "attach-session", "-E", "-t", self.session)
+        new = ("tmux", "-N", *words, "-f", "no-output,ignore-size")
+        argv = new if self.server.version >= (3, 2) else ("tmux", *words)
         if self.server.echo:
             self.server.echo("+ " + " ".join(map(shlex.quote, argv)))
         self._buffer = b""
@@ -3726,12 +3727,12 @@ def move_on(run: Run, ending: Ending, means: Means) -> Optional[Run]:
     when nobody is left. What still runs of it is ended: some go on by themselves later (claude 2.1.329)."""
     facts, state = run.facts, os.path.dirname(os.path.dirname(run.folder))
     with run.locked("moving"):
-        moved_to, names = read_turn(run).get("moved_to"), facts.get("chain")
-        for one in read_runs(state, "runs", means.tell):   # a caller may have died over it
-            is_next = (one.facts.get("took_over") or {}).get("id") == run.id and one.facts.get("launcher")
-            moved_to = moved_to or is_next and one.id
-        if moved_to or not names:
-            return find_run(state, str(moved_to)) if moved_to else None
+        names, turn = facts.get("chain"), {"id": run.id, "turn": facts["turn"]}
+        for one in read_runs(state, "runs", means.tell):   # one that was started, before its caller died, say
+            if turn.items() <= (one.facts.get("took_over") or {}).items() and one.facts.get("launcher"):
+                return one
+        if not names:
+            return None
         try:
             route = find_route(names, means.config(), means.base, echo=means.echo, limits={})
             if route.is_used_up:
@@ -3743,9 +3744,8 @@ def move_on(run: Run, ending: Ending, means: Means) -> Optional[Run]:
         new = start_run(Request(
             route.profile, handed_over(run, ending.said.text), place=facts["place"].replace("pane", ""),
             chain=tuple(names[names.index(route.profile.name) + 1:]),
-            took_over={"id": run.id, "profile": facts["profile"], "outcome": ending.outcome},
+            took_over={**turn, "profile": facts["profile"], "outcome": ending.outcome},
             **{fact: facts[fact] for fact in REQUEST_FACTS}), means.base, means.echo)
-        write_turn(run, moved_to=new.id)
     means.tell("run %d: %s CANNOT GO ON: %s" % (run.id, facts["profile"], ending.what))
     means.tell("run %d: %s TAKES OVER (%s)" % (new.id, route.profile.name, route.reason))
     return new

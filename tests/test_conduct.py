@@ -330,6 +330,7 @@ def test_a_killed_tmux_server_is_a_clear_failure(sandbox):
     os.kill(facts["server"][0], signal.SIGKILL)
     out, err = caller.communicate(timeout=20)
     assert caller.returncode == 1 and b"died" in err and not sandbox.processes()
+    assert not [path for path in (sandbox.folder / "sockets").rglob("*") if path.is_socket()]   # nor a new server
 
 
 def test_20_runs_at_once_are_all_right(sandbox):
