@@ -2892,7 +2892,7 @@ class Worker:
         paint is complete, an agent may lose it (opencode 1.18.33, gemini 0.61.0)."""
         for _ in range(2):
             self.note_turn(delivery="pasted", mark=letters(prompt)[:MARK_LETTERS],
-                             base=self.record.read()[-1].turn)
+                           base=self.record.read()[-1].turn)
             first, *others = cut_pieces(prompt, self.agent.pane.submit.piece)
             self.server.paste(self.pane, first)
             if not others or self.await_sight(functools.partial(self.holds, first), PASTE_PATIENCE_S):
@@ -2913,7 +2913,7 @@ class Worker:
             self.note_turn(delivery="entered")
             self.press("Enter")
             if self.await_sight(lambda sight: self.has_begun(sight) or self.held(sight.screen) == "",
-                           ENTER_PATIENCE_S):
+                                ENTER_PATIENCE_S):
                 self.note_turn(delivery="taken")
                 return True
         return False
@@ -2956,7 +2956,7 @@ class Worker:
                     self.press(key)
                     list(until(KEY_GAP_S))
             if self.await_sight(lambda sight: sight.verdict.state != "busy"
-                           and self.held(sight.screen) is not None, ENTER_PATIENCE_S):
+                                and self.held(sight.screen) is not None, ENTER_PATIENCE_S):
                 break
         if pane.submit and self.holds(typed_prompt(self.run, prompt, pane.submit), self.look()):
             self.press(*pane.submit.clear)
@@ -3023,7 +3023,7 @@ class Route(NamedTuple):
 
 def usage_path(state: str, profile: Profile, env: dict[str, str]) -> str:
     """Where the usage of an account is kept: its agent's folder, and which keys are set, tell it apart."""
-    keys = sorted(name if name[-1] != "L" else name + env[name] for name in env
+    keys = sorted(name + env[name] * name.endswith("URL") for name in env   # never the value of a key
                   if re.search(r"_(?:API_KEY|TOKEN|BASE_URL)$", name))
     account = checksum((profile.command, record_home(profile.agent, env) or env.get("HOME"), keys))
     return os.path.join(state, "quota", "%s-%s.json" % (profile.agent.name, account))
@@ -3311,8 +3311,8 @@ def write_first_turn(run: Run, request: Request) -> str:
 
 
 def ask_git(folder: str, *words: str) -> str:
-    """What git prints there; "" outside a repository, or without git."""
-    with contextlib.suppress(Missing):
+    """What git prints there; "" outside a repository, without git, and from one that takes too long."""
+    with contextlib.suppress(Failure):
         return run_command("git", "-C", folder, *words).out
     return ""
 
@@ -3712,10 +3712,10 @@ def handed_over(run: Run, said: str) -> str:
     """The prompt for who takes over: what was asked, what the first one said, and what it changed."""
     folder, commit, path = run.facts["workspace"], run.facts["commit"], run.path("changes.diff")
     text = HANDED_OVER % (read_turn(run).get("prompt") or "", run.facts["profile"])
-    text += "\nThe last it said:\n\n%s\n" % said if said else ""
+    text += "\nThe last it said:\n\n%s\n" % clean_text(said) if said else ""
     if not commit:
         return text
-    changes = ask_git(folder, "diff", commit) + ask_git(folder, "status", "--short")
+    changes = clean_text(ask_git(folder, "diff", commit) + ask_git(folder, "status", "--short"))
     if len(changes) > 50_000:
         write_file(path, changes)
         changes = "%d lines: read %s" % (changes.count("\n"), path)
@@ -3728,11 +3728,11 @@ def move_on(run: Run, ending: Ending, means: Means) -> Optional[Run]:
     facts, state = run.facts, os.path.dirname(os.path.dirname(run.folder))
     with run.locked("moving"):
         names, turn = facts.get("chain"), {"id": run.id, "turn": facts["turn"]}
+        if not names:
+            return None
         for one in read_runs(state, "runs", means.tell):   # one that was started, before its caller died, say
             if turn.items() <= (one.facts.get("took_over") or {}).items() and one.facts.get("launcher"):
                 return one
-        if not names:
-            return None
         try:
             route = find_route(names, means.config(), means.base, echo=means.echo, limits={})
             if route.is_used_up:

@@ -171,6 +171,14 @@ def test_who_takes_over_goes_on_in_a_talk_of_its_own(crew):
     assert (status, result["profile"]) == (0, "codex") and crew.prompts("codex")[1] == "and on"
 
 
+def test_a_limit_in_a_later_turn_is_handed_over_as_well(crew):
+    crew.behave("claude", "limit=resets in 2h")
+    assert crew.ask("--failover", "-x", "first")[0]["id"] == 2
+    status, result = crew.run_json("send", "1", "second")
+    assert (status, result["id"], result["took_over"]["turn"]) == (0, 3, 2)
+    assert [prompt.split("\n")[0] for prompt in crew.prompts("codex")] == ["first", "second"]
+
+
 # --- callers that die, and callers that come at once -------------------------------------------
 
 @pytest.mark.parametrize("moment", ["asked", "limited", "ended", "started", "taken over"])

@@ -319,6 +319,14 @@ def test_a_question_of_the_agent_is_passed_on_and_its_answer_goes_on_with_the_tu
     assert (status, result["answer"]) == (0, "without a loop"), result
 
 
+def the_next_one_goes_through(talk):
+    talk.new_prompts()
+    talk.server.every_prompt([Answer("got it")])
+    status, result = talk.send("the next one")
+    assert (status, result["answer"]) == (0, "got it"), result
+    assert [text.strip() for text in texts(talk)] == ["the next one"]
+
+
 # --- ending a turn, and all -------------------------------------------------------
 
 def test_a_turn_is_interrupted_before_it_says_anything_and_the_next_goes_through(talk):
@@ -329,11 +337,7 @@ def test_a_turn_is_interrupted_before_it_says_anything_and_the_next_goes_through
     assert (status, result["outcome"]) == (0, "stopped"), result
     status, result = talk.finish(process)
     assert (status, result["outcome"], result["answer"]) == (1, "stopped", ""), result
-    talk.new_prompts()
-    talk.server.every_prompt([Answer("got it")])
-    status, result = talk.send("the next one")
-    assert (status, result["answer"]) == (0, "got it"), result
-    assert [text.strip() for text in texts(talk)] == ["the next one"]
+    the_next_one_goes_through(talk)
 
 
 def test_a_turn_is_interrupted_while_it_streams_and_the_next_goes_through(talk):
@@ -344,11 +348,7 @@ def test_a_turn_is_interrupted_while_it_streams_and_the_next_goes_through(talk):
     assert talk.run("interrupt", str(talk.number))[0] == 0
     status, result = talk.finish(process)
     assert (status, result["outcome"]) == (1, "stopped"), result
-    talk.new_prompts()
-    talk.server.every_prompt([Answer("got it")])
-    status, result = talk.send("the next one")
-    assert (status, result["answer"]) == (0, "got it"), result
-    assert [text.strip() for text in texts(talk)] == ["the next one"]
+    the_next_one_goes_through(talk)
 
 
 def test_stop_ends_agent_and_tools_and_send_takes_the_conversation_up_again(talk):
@@ -397,11 +397,7 @@ def test_trouble_of_the_api_is_told_and_the_next_turn_goes_through(name, talk):
         return
     if outcome == "stalled":
         assert talk.run("interrupt", str(talk.number))[0] == 0
-    talk.new_prompts()
-    talk.server.every_prompt([Answer("got it")])
-    status, result = talk.send("the next one")
-    assert (status, result["answer"]) == (0, "got it"), result
-    assert [text.strip() for text in texts(talk)] == ["the next one"]
+    the_next_one_goes_through(talk)
 
 
 def test_a_stream_that_is_cut_gives_no_answer_of_another_turn(talk):
