@@ -72,11 +72,12 @@ VERSION = "0.1.0"
 #   turn      one prompt and its outcome                           turns/1.json
 #   form      how a run is used: one task, or turn after turn      task, talk
 #   composer  where an agent takes what is typed                   the box with ❯
-#   place     where a worker runs                                  session, pane
+#   place     where a worker runs                                  session, pane, headless
 #   screen    the text a pane shows, and its title                 the 50 lines of capture-pane
 #   verdict   what a screen says, and by which rule                busy, by "busy-footer"
 #   outcome   how a turn ended                                     answered
-#   source    where an answer was read                             done.md, transcript, screen
+#   source    where an answer was read                             done.md, transcript, stdout, screen
+#   stream    what a headless agent prints, event after event      stdout.jsonl
 #
 # Records are NamedTuples rather than frozen dataclasses: thirty of those cost 30 ms at every start, thirty of
 # these 6 ms, and a host may call us many times a minute.
@@ -143,16 +144,24 @@ class Verdict(NamedTuple):
 
 
 class Said(NamedTuple):
-    """What an agent's own record says of one turn."""
+    """What an agent's own record, or its stream, says of one turn."""
     state: str = "unknown"                   # busy, ready (the turn is over), failed, limited, login;
                                              # unknown: no turn yet, or a record that does not tell
     text: str = ""                           # the last thing the agent said, whole
     error: str = ""                          # the agent's own words when it failed
     model: str = ""
     tokens: Optional[dict[str, int]] = None  # {"input": …, "output": …}, as far as the agent tells
-    turn: int = 0                            # which one of the record, from 1 on; 0: none
+    turn: int = 0                            # which one of the record, from 1 on; 0: none. Of a stream: its
+                                             # messages so far; 0: the beginning of what it says was not seen
     prompt: str = ""                         # the first letters of what began it
     is_past: bool = False                    # another turn has begun since
+    message: str = ""                        # the id of the message that its text is of, where it has one
+    session: str = ""                        # of a stream, as all that follows
+    goes_on: bool = False                    # its text is of a message that may have more
+    has_tasks: bool = False                  # something still runs in the background, and may wake the agent
+    cost_usd: Optional[float] = None         # None or 0: not told
+    denied: tuple[str, ...] = ()             # the tools that it was not allowed to use
+    resets_at: Optional[float] = None        # when a limit that it has met ends, in seconds since 1970
 
 
 class Ending(NamedTuple):
@@ -161,7 +170,7 @@ class Ending(NamedTuple):
     what: str = ""     # what happened, when it is not an answer
     fix: str = ""      # what to do now
     answer: str = ""
-    source: str = ""   # done.md, transcript, screen
+    source: str = ""   # done.md, transcript, stdout, screen
     said: Said = Said()
     options: tuple[str, ...] = ()   # the labels that an agent offers with its question
     resets_at: Optional[float] = None   # when its limit ends, in seconds since 1970
@@ -274,6 +283,19 @@ class Pane(NamedTuple):
     silence_s: float = 0.0              # without rules: this long without any change is the end of a turn
 
 
+class Pipe(NamedTuple):
+    """How an agent is run without a terminal."""
+    format: str                         # see EVENT_FORMATS
+    args: tuple[str, ...] = ()          # before those of the profile
+    by: str = "stdin"                   # how it is given its prompt, unless the profile says it
+    resume: tuple[str, ...] = ()        # args that take up {session}; (): those of Start
+    rules: tuple[Rule, ...] = ()        # over the end of what it writes to stderr
+    commands: str = r"(?!)"             # see Submit
+    by_file: str = r"(?!)"
+    publishes: bool = False             # its stream tells no end: a task's worker is asked for a done.md
+    wrap: tuple[str, ...] = ()          # what runs it, with its own command line behind
+
+
 class Record(NamedTuple):
     """Where an agent writes down what it says."""
     format: str                # see FORMATS
@@ -306,6 +328,7 @@ class Agent(NamedTuple):
     command: str
     start: Start = Start()
     pane: Pane = Pane()
+    pipe: Optional[Pipe] = None   # None: it cannot be run without a terminal
     record: Optional[Record] = None
     quota: Quota = Quota(unknown="nothing is known of a quota")
     install: str = ""          # how to get it, for the person whose machine lacks it
@@ -609,7 +632,8 @@ OPENCODE_QUERY = """
     FROM message WHERE message.session_id = :session
     ORDER BY coalesce(json_extract(message.data, '$.parentID'), message.id), message.time_created"""
 
-GENERIC = Agent("generic", "", pane=Pane(silence_s=60.0))   # over when it publishes, exits, or falls silent
+# Over when it publishes, exits, or falls silent; without a terminal all that it prints is its answer.
+GENERIC = Agent("generic", "", pane=Pane(silence_s=60.0), pipe=Pipe("text", by="argument", publishes=True))
 
 AGENT_ROWS = (
     GENERIC,
@@ -631,6 +655,7 @@ AGENT_ROWS = (
                        "CLAUDE_EFFORT", "CLAUDE_CODE_MESSAGING_SOCKET", "CLAUDE_CODE_MESSAGING_TOKEN",
                        "CLAUDE_CODE_SESSION_ATTENDED", "CLAUDE_CODE_CHILD_NOTES_DIR", "AI_AGENT")),
           pane=Pane(CLAUDE_MARKS, CLAUDE_RULES, CLAUDE_DIALOGS, CLAUDE_SUBMIT, quit=("C-c", "C-c")),
+          pipe=Pipe("claude-stream", ("-p", "--output-format", "stream-json", "--verbose"), commands="/"),
           quota=CLAUDE_QUOTA,
           record=Record("claude-transcript", ("CLAUDE_CONFIG_DIR", "~/.claude"),
                         "projects/*/{session}.jsonl")),
@@ -647,6 +672,7 @@ AGENT_ROWS = (
                        "CODEX_VERSION", "CODEX_PERMISSION_PROFILE", "CODEX_SANDBOX", "CODEX_MANAGED_BY_NPM",
                        "CODEX_SANDBOX_NETWORK_DISABLED", "CODEX_MANAGED_PACKAGE_ROOT")),
           pane=Pane(CODEX_MARKS, CODEX_RULES, CODEX_DIALOGS, CODEX_SUBMIT, quit=("C-c",)),
+          pipe=Pipe("codex-exec", ("exec", "--json", "--skip-git-repo-check")),
           quota=CODEX_QUOTA,
           record=Record("codex-rollout", ("CODEX_HOME", "~/.codex"),
                         "sessions/*/*/*/rollout-*{session}.jsonl",
@@ -665,6 +691,7 @@ AGENT_ROWS = (
               markers=("GEMINI_CLI", "GEMINI_CLI_NO_RELAUNCH", "GEMINI_CLI_TRUST_WORKSPACE",
                        "npm_@google:registry")),
           pane=Pane(GEMINI_MARKS, GEMINI_RULES, GEMINI_DIALOGS, GEMINI_SUBMIT, quit=("C-c", "C-c")),
+          pipe=Pipe("gemini-stream", ("-o", "stream-json")),
           quota=Quota(unknown="only its own screens tell it, to some logins"),   # 0.61.0
           record=Record("gemini-chat", ("GEMINI_CLI_HOME", "~"),
                         ".gemini/tmp/*/chats/session-*-{session:.8}.jsonl")),
@@ -678,11 +705,13 @@ AGENT_ROWS = (
               markers=("OPENCODE", "OPENCODE_PID", "AGENT", "OPENCODE_PRINT_LOGS", "OPENCODE_LOG_LEVEL")),
           pane=Pane(OPENCODE_MARKS, OPENCODE_RULES, (), OPENCODE_SUBMIT, interrupt=("Escape", "Escape"),
                     digits=r"^  ┃  \d\. (\S.*?)(?: {2,}.*)?$", quit=("C-c",)),
+          pipe=Pipe("opencode-run", ("run", "--format", "json")),
           record=Record("opencode-rows", ("XDG_DATA_HOME", "~/.local/share"), "opencode/opencode.db",
                         r"(?m)^timestamp=\S+ level=INFO run=\S+ message=created id=(ses_\w+) .*"
                         r" parentID=undefined ", True, OPENCODE_QUERY)),
 
-    Agent("cursor", "cursor-agent", pane=Pane(silence_s=60.0)),
+    Agent("cursor", "cursor-agent", pane=Pane(silence_s=60.0),
+          pipe=Pipe("claude-stream", ("-p", "--output-format", "stream-json"), by="argument")),
 
     Agent("demo", "", pane=Pane({}, DEMO_RULES, DEMO_DIALOGS)),   # the worker of `selftalk demo`: see room 17
 )
@@ -1355,9 +1384,25 @@ def next_turn(said: Said, prompt: str) -> Said:
     return Said("busy", turn=said.turn + 1, prompt=letters(prompt)[:400])
 
 
-def break_off(said: Said, words: str, *, is_limit: object = False, is_login: object = False) -> Said:
-    """The turn after an error, in the agent's own words."""
-    return said._replace(state="limited" if is_limit else "login" if is_login else "failed", error=words)
+LIMIT_WORDS = re.compile(r"""
+    [Yy]ou['’]ve\ hit\ your\ .{1,40}\ limit | (?<!not\ your\ )usage\ limit              # claude, codex
+    | [Qq]uota\ exceeded | use\ Codex\ with\ your\ ChatGPT\ plan,\ upgrade              # codex
+    | exhausted\ your\ daily\ quota | exceeded\ your\ current\ quota | capacity\ on\ this\ model   # gemini
+    | (?i:insufficient\ credits | credit\ balance)                                      # opencode
+    """, re.VERBOSE)
+LOGIN_WORDS = re.compile(r"""
+    run\ /login | Failed\ to\ authenticate | unexpected\ status\ 40[13]\b               # claude, codex
+    | "code":40[13]\b | UNAUTHENTICATED | API\ key\ not\ valid | API_KEY_INVALID        # gemini
+    | [Aa]uthentication\ required                                                       # acp
+    """, re.VERBOSE)
+
+
+def break_off(said: Said, words: object, *, is_limit: object = False, is_login: object = False) -> Said:
+    """The turn after an error, in the agent's own words, which may tell what kind of error it is."""
+    text = str(words or "no reason given")
+    state = "limited" if is_limit or LIMIT_WORDS.search(text) else \
+        "login" if is_login or LOGIN_WORDS.search(text) else "failed"
+    return said._replace(state=state, error=text)
 
 
 def fold_claude_line(said: Said, line: dict[str, Any]) -> Said:
@@ -1384,10 +1429,11 @@ def fold_claude_line(said: Said, line: dict[str, Any]) -> Said:
     if kind != "assistant":
         return said
     if line.get("isApiErrorMessage") or message.get("model") == "<synthetic>":   # 2.1.329: of the CLI itself
-        is_login = line.get("error") == "authentication_failed" or line.get("apiErrorStatus") in (401, 403)
-        return break_off(said, text, is_login=is_login or "Please run /login" in text, is_limit=re.search(
-            r"You['’]ve hit your .{1,40} limit|(?<!not your )usage limit", text))
-    return said._replace(state="busy", text=text or said.text, model=str(message.get("model") or ""),
+        return break_off(said, text, is_login=line.get("error") == "authentication_failed"
+                         or line.get("apiErrorStatus") in (401, 403))
+    id = str(message.get("id") or "")   # each block of a message is a line
+    text = "\n".join(filter(None, (said.text, text))) if id and id == said.message else text or said.text
+    return said._replace(state="busy", text=text, model=str(message.get("model") or ""), message=id,
                          tokens=count_tokens(message.get("usage"), TOKENS) or said.tokens)
 
 
@@ -1409,9 +1455,8 @@ def fold_codex_line(said: Said, line: dict[str, Any]) -> Said:
         return break_off(said, "the turn was cut off")
     error = as_map(payload.get("error"))
     if kind == "task_complete" and error:
-        words = str(error.get("message") or "no reason given")
-        return break_off(said, words, is_limit=error.get("codex_error_info") == "usage_limit_exceeded",
-                         is_login=re.match(r"unexpected status 40[13]\b", words))
+        return break_off(said, error.get("message"),
+                         is_limit=error.get("codex_error_info") == "usage_limit_exceeded")
     if kind == "task_complete":
         return said._replace(state="ready", text=str(payload.get("last_agent_message") or said.text))
     if kind == "turn_aborted":
@@ -1435,7 +1480,7 @@ def fold_opencode_row(said: Said, row: dict[str, Any]) -> Said:
                          tokens=count_tokens(data.get("tokens"), TOKENS) or said.tokens)
     if error:
         facts = as_map(error.get("data"))
-        return break_off(said, str(facts.get("message") or error.get("name")),
+        return break_off(said, facts.get("message") or error.get("name"),
                          is_login=error.get("name") == "ProviderAuthError" or facts.get("statusCode") == 401)
     return said._replace(state="ready" if data.get("finish") == "stop" else "busy")
 
@@ -1452,9 +1497,7 @@ def fold_gemini_line(said: Said, line: dict[str, Any]) -> Said:
     if kind == "user" and text:
         return said._replace(state="busy") if is_again else next_turn(said, text)
     if kind == "error":                                          # it may go on when a tool ran before
-        return break_off(said, text or "no reason given", is_limit=re.search(
-            r"exhausted your daily quota|exceeded your current quota|capacity on this model", text),
-            is_login=re.search(r'"code":40[13]\b|UNAUTHENTICATED|API key not valid|API_KEY_INVALID', text))
+        return break_off(said, text)
     if kind == "info" and text == "Request cancelled.":          # what a tool left comes after it
         return break_off(said, "the turn was interrupted")
     if said.state in ("failed", "limited", "login"):
@@ -1511,6 +1554,221 @@ def find_turn(turns: list[Said], mark: str, base: int) -> Said:
         return said._replace(state="ready", text=last.text or said.text, is_past=True)
     error = "the turn was broken off by another prompt: %s" % last.prompt[:60]
     return said._replace(state="failed", error=error, is_past=True)
+
+
+class Event(NamedTuple):
+    """One thing that a headless agent tells of itself."""
+    kind: str        # session (text: its id) · begin (of a message; text: its id, where it may have begun
+                     # before) · text · thought · tool (name, arguments) · tool-result · retry
+                     # · step (only facts) · error, done (the turn is over) · stray
+    text: str = ""
+    glue: str = ""   # stands before a text that goes on with its message
+    facts: dict[str, Any] = {}   # of Said: model, tokens, cost_usd, denied, resets_at, has_tasks; is_login
+
+
+def call_text(name: object, arguments: object) -> str:
+    """A tool's call for a person."""
+    values = arguments.values() if isinstance(arguments, dict) else [arguments or ""]
+    return " ".join([str(name), *(one if isinstance(one, str) else json.dumps(one) for one in values)])
+
+
+def as_time(value: object) -> Optional[float]:
+    """Seconds since 1970, when it may be that."""
+    return float(value) if type(value) in (int, float) and 1e9 < value < 1e10 else None
+
+
+def parse_claude_event(line: dict[str, Any]) -> Iterator[Event]:
+    """A line of `claude -p --output-format stream-json` (2.1.197, 2.1.329). Each block of a message is a line
+    of its own; `result` holds only the last one's text, and its `subtype` may say success where `is_error`
+    knows better. Behind a `result` a task in the background may wake it again."""
+    kind, subtype = line.get("type"), line.get("subtype")
+    message, tasks = as_map(line.get("message")), line.get("tasks")
+    if kind == "user" or subtype == "init":
+        yield Event("begin")
+    if kind == "system" and subtype == "init":
+        yield Event("session", str(line.get("session_id") or ""), "", {"model": str(line.get("model") or "")})
+    elif kind == "system" and subtype == "background_tasks_changed":
+        yield Event("step", facts={"has_tasks": bool(tasks)})
+    elif kind == "system" and subtype == "api_retry":
+        yield Event("retry", "%s, attempt %s" % (line.get("error"), line.get("attempt")))
+    elif kind == "rate_limit_event" and as_map(line.get("rate_limit_info")).get("status") == "rejected":
+        yield Event("step", facts={"resets_at": as_time(line["rate_limit_info"].get("resetsAt"))})
+    elif kind in ("assistant", "user") and message.get("model") != "<synthetic>":   # an error: `result` has it
+        blocks = message.get("content")
+        for block in map(as_map, blocks if isinstance(blocks, list) else []):
+            what, is_ours = block.get("type"), kind == "assistant" and not line.get("parent_tool_use_id")
+            if what == "text" and is_ours:
+                yield Event("begin", str(message.get("id") or "?"))
+                yield Event("text", str(block.get("text") or ""), "\n")
+            elif what == "thinking":
+                yield Event("thought", str(block.get("thinking") or ""))
+            elif what == "tool_use":
+                yield Event("tool", call_text(block.get("name"), block.get("input")))
+            elif what == "tool_result":
+                yield Event("tool-result", join_texts(block.get("content"), "text"))
+    elif kind == "result":
+        denials, errors = line.get("permission_denials"), line.get("errors")
+        words = "; ".join(map(str, errors)) if isinstance(errors, list) else str(subtype)
+        facts = {"tokens": count_tokens(line.get("usage"), TOKENS), "cost_usd": line.get("total_cost_usd"),
+                 "denied": tuple(str(as_map(one).get("tool_name"))
+                                 for one in (denials if isinstance(denials, list) else ())),
+                 "is_login": line.get("api_error_status") in (401, 403),
+                 "session": str(line.get("session_id") or "")}
+        kind = "error" if line.get("is_error") or subtype != "success" else "done"
+        yield Event(kind, str(line.get("result") or words * (kind == "error")), "", facts)
+
+
+def parse_codex_event(line: dict[str, Any]) -> Iterator[Event]:
+    """A line of `codex exec --json` (0.169.0). `error` is no end: it retries, or `turn.failed` follows."""
+    kind, item = line.get("type"), as_map(line.get("item"))
+    what = item.get("type")
+    if kind == "thread.started":
+        yield Event("session", str(line.get("thread_id") or ""))
+    elif kind == "error" or what == "error":
+        yield Event("retry", str(line.get("message") or item.get("message")))
+    elif kind == "turn.completed":
+        yield Event("done", facts={"tokens": count_tokens(line.get("usage"), TOKENS)})
+    elif kind == "turn.failed":
+        yield Event("error", str(as_map(line.get("error")).get("message") or ""))
+    elif kind == "item.completed" and what == "agent_message":
+        yield Event("begin")
+        yield Event("text", str(item.get("text") or ""))
+    elif kind == "item.completed" and what == "reasoning":
+        yield Event("thought", str(item.get("text") or ""))
+    elif kind == "item.started":
+        facts = {name: fact for name, fact in item.items() if name not in ("id", "type", "status")}
+        yield Event("tool", call_text(what, item.get("command") or facts))
+    elif kind == "item.completed":
+        yield Event("tool-result", str(item.get("aggregated_output") or item.get("status") or ""))
+
+
+def parse_gemini_event(line: dict[str, Any]) -> Iterator[Event]:
+    """A line of `gemini -o stream-json` (0.61.0): what it says comes in pieces, its end is `result`."""
+    kind, is_own = line.get("type"), line.get("role") == "assistant"
+    if kind == "init":
+        yield Event("session", str(line.get("session_id") or ""), "", {"model": str(line.get("model") or "")})
+        yield Event("begin")
+    elif kind == "message":
+        yield Event("text" if is_own else "begin", str(line.get("content") or "") * is_own)
+    elif kind == "tool_use":
+        yield Event("tool", call_text(line.get("tool_name"), line.get("parameters")))
+        yield Event("begin")
+    elif kind == "tool_result":
+        yield Event("tool-result", str(line.get("output") or line.get("status") or ""))
+    elif kind == "error":
+        yield Event("retry", str(line.get("message") or ""))
+    elif kind == "result":
+        names = {"input_tokens": "input", "output_tokens": "output", "cached": "cached"}
+        words = str(as_map(line.get("error")).get("message") or "")
+        yield Event("done" if line.get("status") == "success" else "error", words, "",
+                    {"tokens": count_tokens(line.get("stats"), names)})
+
+
+def parse_opencode_event(line: dict[str, Any]) -> Iterator[Event]:
+    """A line of `opencode run --format json` (1.18.33): it has no last event but the end of a step that called
+    no tool. A refused tool ends it like that, with exit status 0 and no word."""
+    kind, part = line.get("type"), as_map(line.get("part"))
+    state = as_map(part.get("state"))
+    if kind == "step_start":
+        yield Event("session", str(line.get("sessionID") or ""))
+        yield Event("begin")
+    elif kind in ("text", "reasoning"):
+        yield Event("text" if kind == "text" else "thought", str(part.get("text") or ""), "\n")
+    elif kind == "tool_use":
+        yield Event("tool", call_text(part.get("tool"), state.get("input")))
+        yield Event("tool-result", str(state.get("output") or state.get("error") or ""))
+    elif kind == "step_finish":
+        tokens = count_tokens(part.get("tokens"), TOKENS)
+        yield Event("step", facts={"tokens": tokens, "cost_usd": part.get("cost")})
+        if part.get("reason") == "stop":
+            yield Event("done")
+    elif kind == "error":
+        error = as_map(line.get("error"))
+        facts, name = as_map(error.get("data")), error.get("name")
+        yield Event("error", str(facts.get("message") or name), "", {
+            "is_login": name == "ProviderAuthError" or facts.get("statusCode") in (401, 403)})
+
+
+EVENT_FORMATS: dict[str, Callable[[dict[str, Any]], Iterator[Event]]] = {
+    "claude-stream": parse_claude_event,
+    "codex-exec":    parse_codex_event,
+    "gemini-stream": parse_gemini_event,
+    "opencode-run":  parse_opencode_event,
+}
+
+
+def parse_events(lines: Iterable[bytes], format: str) -> Iterator[Event]:
+    """The events of a stream's lines, with the pieces of a text joined. What is no JSON says nothing of the
+    turn, unless no format is known: then all that is printed is what the agent says."""
+    pieces: list[str] = []
+    for line in lines:   # b"" when what there is so far is wanted
+        text, row = line.decode("utf-8", "replace"), None
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(text) if format in EVENT_FORMATS else None
+        events = EVENT_FORMATS[format](row) if isinstance(row, dict) else [Event("stray", text)]
+        for event in events if format in EVENT_FORMATS or not line else [Event("text", text)]:
+            if event.kind == "text" and not event.glue:
+                pieces.append(event.text)
+                continue
+            if pieces:
+                yield Event("text", "".join(pieces))
+                pieces = []
+            yield event
+    if pieces:
+        yield Event("text", "".join(pieces))
+
+
+def fold_event(said: Said, event: Event) -> Said:
+    """What an agent has said after one more event of its stream."""
+    kind, text, glue, facts = event
+    cost = facts.get("cost_usd") if type(facts.get("cost_usd")) in (int, float) else None
+    if kind == "step" and cost is not None:   # of this step only
+        cost = None if said.cost_usd is None else said.cost_usd + cost
+    told = {**facts, "cost_usd": said.cost_usd if cost is None else cost}
+    said = said._replace(**{name: told[name] for name in Said._fields if told.get(name) not in (None, "")})
+    if kind == "error":
+        return break_off(said, text, is_login=facts.get("is_login"))
+    if kind == "done":
+        return said._replace(state="ready", text=said.text or text)
+    if kind in ("step", "stray"):
+        return said
+    said = said._replace(state="busy", error=text if kind == "retry" else "")
+    if kind == "session":
+        return said._replace(session=text or said.session)
+    if kind == "begin" and text:
+        return said if text == said.message else said._replace(message=text, goes_on=False)
+    if kind == "begin":
+        return said._replace(turn=said.turn + 1, message="", goes_on=False)
+    return said._replace(text=said.text + glue + text if said.goes_on else text, goes_on=True) \
+        if kind == "text" else said
+
+
+EVENT_SIGNS = {"session": "— ", "tool": "● ", "tool-result": "  ⎿ ", "retry": "… ", "error": "✕ ",
+               "done": "■ done ", "stray": "| "}
+SHOWN_LETTERS = 160   # of an event that is not what the agent says
+
+
+def render_events(events: Iterable[Event], dim: tuple[str, str] = ("", "")) -> Iterator[str]:
+    """Events for a person, piece by piece: whole what an agent says and thinks, a line for each of the others;
+    `dim` stands around what it thinks."""
+    before = ""   # the kind of text whose line is still open
+    for kind, text, glue, facts in events:
+        text, left = clean_text(text), "\n" * bool(before)
+        if kind == "stray" and not text.strip():
+            continue
+        if kind in ("text", "thought"):
+            words = text if kind == "text" else dim[0] + text + dim[1]
+            yield (glue if kind == before else left) + words
+            before = kind if text else before
+        elif kind in EVENT_SIGNS or kind == "begin":
+            counts = {**(facts.get("tokens") or {}), "USD": facts.get("cost_usd")} if kind == "done" else {}
+            words = " ".join(text.split()) if kind != "done" else \
+                ", ".join("%s %s" % (count, name) for name, count in counts.items() if count)
+            more = " … (%d letters)" % len(words) if len(words) > SHOWN_LETTERS else ""
+            before = ""
+            yield left + (EVENT_SIGNS[kind] + words[:SHOWN_LETTERS] + more + "\n" if kind != "begin" else "")
+    if before:
+        yield "\n"
 
 
 NO_WINDOWS = "no windows: it is not logged in with a subscription"
@@ -1789,15 +2047,42 @@ def append_line(path: str, line: str) -> None:
             file.write(line.encode("utf-8", "replace") + b"\n")
 
 
+def open_plain(path: str, flags: int) -> int:
+    """Opens a file for `open`; an `OSError` for a pipe, say, which nobody may ever write to."""
+    handle = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a file")
+    return handle
+
+
 def read_bytes(path: str, start: int = 0) -> Optional[bytes]:
     """A file from byte `start` on; None when it is not there, not readable, or a pipe, say."""
-    with contextlib.suppress(OSError):
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with os.fdopen(handle, "rb") as file:
-            if stat.S_ISREG(os.fstat(handle).st_mode):
-                file.seek(start)
-                return file.read()
+    with contextlib.suppress(OSError), open(path, "rb", opener=open_plain) as file:
+        file.seek(start)
+        return file.read()
     return None
+
+
+def read_lines(path: str, start: int, limit: int) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file from byte `start` on, each with the place where it ends; the last one may lack its
+    line feed. Of one with more than `limit` bytes it is the first and the last 64 KiB, and how many are left
+    out in between: text cut so stays one JSON string, and memory flat."""
+    edge = 1 << 16
+    with contextlib.suppress(OSError), open(path, "rb", opener=open_plain) as file:
+        file.seek(start)
+        for line in iter(lambda: file.readline(limit), b""):
+            start += len(line)
+            if len(line) == limit and line[-1:] != b"\n":
+                tail, begin = line, start - limit
+                for piece in iter(lambda: file.readline(limit), b""):
+                    tail, start = (tail + piece)[-edge:], start + len(piece)
+                    if piece[-1:] == b"\n":
+                        break
+                safe = re.search(rb"[^\\\"]{8}", tail)   # not within an escape
+                note = b"[%d bytes are left out here]" % (start - begin - 2 * edge)
+                line = re.sub(rb"\\(?:u\w{0,3})?$", b"", line[:edge]) + note + tail[safe.start() if safe else 0:]
+            yield start, line
 
 
 def read_file(path: str) -> Optional[str]:
@@ -1990,6 +2275,13 @@ def watch_death(pid: int) -> Iterator[Callable[[float], None]]:
     finally:
         for handle in watched:
             os.close(handle)
+
+
+def start_detached(argv: tuple[str, ...], env: dict[str, str]) -> int:
+    """Starts a command in a session of its own, which no signal of ours and no hang-up reaches; its pid."""
+    import subprocess
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(argv, stdin=quiet, stdout=quiet, stderr=quiet, env=env, start_new_session=True).pid
 
 
 def converse(argv: tuple[str, ...], send: str, is_answer: Callable[[str], object], *, env: dict[str, str],
@@ -2239,7 +2531,9 @@ class ControlClient:
 RUN_FORMAT = 2   # of run.json; a copy of another version names what it cannot read and leaves it alone
 START_FACTS = ("id state outcome profile agent form workspace keep turn asked_at max_time_s stall_s tmux "
                "started_at caller machine record_home session_id extra_args depth").split()
-PLACE_FACTS = "place socket socket_identity session pane launcher server".split()   # once there is a worker
+PLACE_FACTS = "place launcher".split()                               # once there is a worker
+TMUX_FACTS = "socket socket_identity session pane server".split()   # unless it is headless
+HEADLESS = "headless"               # the place of a worker without a terminal
 RUN_VARIABLE = "SELFTALK_RUN"       # the folder of the run a process belongs to
 DEPTH_VARIABLE = "SELFTALK_DEPTH"   # how many runs it is inside of
 
@@ -2272,6 +2566,10 @@ class Run:
     def is_settled(self) -> bool:
         """Whether its turn has an outcome that stays: then only the worker may still have to be ended."""
         return self.facts["outcome"] not in (None, *OPEN_OUTCOMES)
+
+    @property
+    def is_headless(self) -> bool:
+        return self.facts.get("place") == HEADLESS
 
     @property
     def is_here(self) -> bool:
@@ -2307,12 +2605,17 @@ class Run:
             raise Unusable("%s: no readable run.json" % folder, "look into the folder") from error
         if not isinstance(facts, dict) or facts.get("format") != RUN_FORMAT:
             raise Unusable("%s: written by another version of selftalk" % folder, "use that version for it")
-        for fact in START_FACTS + PLACE_FACTS * (facts.get("state") == "running"):
+        is_running, is_headless = facts.get("state") == "running", facts.get("place") == HEADLESS
+        for fact in START_FACTS + (PLACE_FACTS + TMUX_FACTS * (not is_headless)) * is_running:
             if fact not in facts:
                 raise Unusable("%s: run.json lacks `%s`" % (folder, fact), "look into the folder")
         if not isinstance(facts["turn"], int) or str(facts["agent"]) not in AGENTS:
             raise Unusable("%s: agent `%s` is not known" % (folder, facts["agent"]), "use a newer selftalk")
         self.facts = facts
+
+    def has_changed(self) -> bool:
+        """Whether another process has written facts of the run since we have read or written them."""
+        return file_stamp(self.path("run.json")) != self.stamp
 
     def locked(self, name: str = "lock") -> "contextlib.AbstractContextManager[None]":
         """Held by whoever ends the run, so that it is ended once; "typing" by whoever types into it."""
@@ -2376,7 +2679,7 @@ def close_run(run: Run, **facts: Any) -> None:
 class Turn(NamedTuple):
     """The turn a run is in: how to know it in the agent's record, and how far its prompt has come."""
     mark: str = ""              # the first letters of what was sent
-    base: int = 0               # turns that the record held before
+    base: int = 0               # turns that the record, or bytes that the stream, held before
     delivery: str = "taken"     # waiting, pasted, entered, taken; a prompt given at launch is taken
 
 
@@ -2408,7 +2711,8 @@ def current_turn(run: Run) -> Turn:
 
 def was_task(run: Run) -> bool:
     """Whether the turn's prompt asked for a done.md."""
-    return run.facts["form"] == "task" and run.facts["turn"] == 1
+    pipe = AGENTS[run.facts["agent"]].pipe if run.is_headless else None
+    return run.facts["form"] == "task" and run.facts["turn"] == 1 and (pipe is None or pipe.publishes)
 
 
 def fact_process(fact: Any) -> Process:
@@ -2484,7 +2788,7 @@ LAUNCHER = """#!/bin/sh
 # Starts the agent in its workspace and writes its exit status to `exit`. Can be run again: sh launch.sh
 # No variables here: a worker would inherit them under the names of its own.
 trap : HUP INT TERM     # the status is written also when the terminal goes away
-{prompt}{receive}unset {dropped}   # else a tmux command of the agent reaches the server it lives in
+{prompt}{prelude}unset {dropped}   # else a tmux command of the agent reaches the server it lives in
 {needed}cd {workspace} &&
 {command}
 set -- $?
@@ -2510,6 +2814,7 @@ class Sight(NamedTuple):
     is_recorded: bool = False           # there is a record, so a turn that it does not know is none
     options: tuple[Option, ...] = ()    # of the question that is open
     done: Optional[str] = None          # the text of done.md
+    words: str = ""                     # the last that a headless agent has told of its trouble
 
 
 def note_place(run: Run, **facts: Any) -> None:
@@ -2563,14 +2868,15 @@ def agent_argv(run: Run, profile: Profile) -> list[str]:
     return [profile.command, *ours, *fill_holes(profile.args, {"prompt_file": run.path("prompt.md")})]
 
 
-def task_prompt(run: Run, prompt: str, profile: Profile) -> tuple[str, str]:
-    """The prompt of a task with the instructions for done.md, and what the launcher gives the agent: that, or
-    a word about its file when it cannot be an argument: too long, or a command even behind a space."""
-    start = profile.agent.start
+def given_prompt(run: Run, prompt: str, profile: Profile) -> tuple[str, str]:
+    """A prompt with the instructions for done.md where that is asked for, and what the launcher gives the
+    agent: that, or a word about its file when it cannot be an argument: too long, or a command even behind a
+    space."""
+    way = profile.agent.pipe if run.is_headless else profile.agent.start
     text = DONE_FILE_PROMPT.replace("{folder}", run.folder).replace("{prompt}", prompt.rstrip("\n"), 1)
-    text = " " * bool(re.match(start.commands, prompt)) + text
+    text = " " * bool(re.match(way.commands, prompt)) + (text if was_task(run) else prompt)
     is_long = len(text.encode("utf-8", "surrogateescape")) > ARGUMENT_LIMIT_BYTES
-    is_pointer = profile.prompt == "argument" and (is_long or re.match(start.by_file, prompt))
+    is_pointer = profile.prompt == "argument" and (is_long or re.match(way.by_file, prompt))
     return text, POINTER_PROMPT.format(folder=run.folder) if is_pointer else text
 
 
@@ -2593,8 +2899,9 @@ def typed_prompt(run: Run, prompt: str, submit: Submit) -> str:
     return " " * bool(re.match(submit.commands, text)) + text + tail
 
 
-def render_launcher(run: Run, launch: Launch, receives_env: bool) -> str:
-    """The launcher's text. It holds names of variables, never a value: a value may be a secret."""
+def render_launcher(run: Run, launch: Launch, prelude: str = "", wrap: tuple[str, ...] = ()) -> str:
+    """The launcher's text. It holds names of variables, never a value: a value may be a secret. `prelude` is
+    shell, `wrap` the command that runs the agent's."""
     profile, agent, folder = launch.profile, launch.profile.agent, shlex.quote(run.folder)
     is_pointer = launch.prompt == POINTER_PROMPT.format(folder=run.folder)
     source = "printf %%s %s" % shlex.quote(launch.prompt) if is_pointer else "cat %s/prompt.md" % folder
@@ -2602,11 +2909,11 @@ def render_launcher(run: Run, launch: Launch, receives_env: bool) -> str:
     given = {"argument": " " + " ".join(words), "stdin": " < %s/prompt.md" % folder}.get(profile.prompt, "")
     log = " 2>> %s/stderr.log" % folder if agent.record and agent.record.has_log else ""
     odd = ["%s=%s" % pair for pair in agent.start.env if not ENV_NAME.match(pair[0])]   # sh would drop them
-    command = ["env"] * bool(odd) + odd + agent_argv(run, profile)
+    command = ["env"] * bool(odd) + odd + [*wrap, *agent_argv(run, profile)]
     return LAUNCHER.format(
         id=run.id, profile=profile.name, agent=agent.name, folder=folder,
         dropped=" ".join(DROPPED_VARIABLES), workspace=shlex.quote(run.facts["workspace"]),
-        receive='[ -p {0}/env ] && eval "$(cat {0}/env)"\n'.format(folder) if receives_env else "",
+        prelude=prelude and prelude.format(folder) + "\n",
         needed="".join(': "${%s?is set by the profile}"\n' % name for name, _ in profile.env),
         prompt="prompt() { %s; }\n" % source if launch.prompt else "",
         command=" ".join(map(shlex.quote, command)) + given * bool(launch.prompt) + log)
@@ -2635,7 +2942,7 @@ def end_pane(run: Run, echo: Optional[Tell] = None) -> list[Process]:
 
 def open_session(run: Run, launch: Launch, echo: Optional[Tell]) -> PaneFacts:
     """Starts the worker in a session on a server of its own; its name is noted first, for an undoing."""
-    write_file(run.path("launch.sh"), render_launcher(run, launch, False), mode=0o700)
+    write_file(run.path("launch.sh"), render_launcher(run, launch), mode=0o700)
     env, version = dict(launch.env, SELFTALK_RUN=run.folder), tuple(run.facts["tmux"])
     sockets = os.path.join(env.get("TMUX_TMPDIR") or "/tmp", "tmux-%d" % os.getuid())   # as tmux has it
     for number in range(1, 50):   # another state folder may have a run of the same number
@@ -2663,7 +2970,8 @@ def open_beside(run: Run, launch: Launch, base: dict[str, str], echo: Optional[T
     direction = split_direction(*server.pane_size(beside)) if socket and beside else ""
     if not direction:
         return None
-    write_file(run.path("launch.sh"), render_launcher(run, launch, True), mode=0o700)
+    receive = '[ -p {0}/env ] && eval "$(cat {0}/env)"'
+    write_file(run.path("launch.sh"), render_launcher(run, launch, receive), mode=0o700)
     with using_file(run.path("env")):
         os.mkfifo(run.path("env"), 0o600)
     facts = server.split(beside, direction, ("sh", run.path("launch.sh")), run.mark)
@@ -2689,6 +2997,25 @@ def holds_open(run: Run, path: str) -> bool:
     """Whether the worker has a file open for writing: codex 0.169.0 reads those of other sessions as well."""
     launcher = fact_process(run.facts["launcher"])
     return any(has_open(process, path) for process in find_tree(launcher, run.mark))
+
+
+def is_publishing(run: Run) -> bool:
+    """Whether a process of the worker has done.md open: it writes there instead of renaming a file."""
+    path = os.path.realpath(run.path("done.md"))
+    facts = read_stat(path)
+    was_renamed = facts is not None and facts.st_ctime_ns > facts.st_mtime_ns   # that changes no mtime
+    return not was_renamed and holds_open(run, path)
+
+
+def read_done(run: Run) -> Optional[str]:
+    """The text of done.md; None before it is there, and where none is asked for."""
+    return read_file(run.path("done.md")) if was_task(run) else None
+
+
+def has_signs(run: Run, launcher: Process) -> bool:
+    """Whether a worker has ended or published, or somebody else has changed its run."""
+    return (file_stamp(run.path("exit"))[0] > 0 or was_task(run) and file_stamp(run.path("done.md"))[0] > 0
+            or run.has_changed() or not has_process(launcher.pid))
 
 
 class RecordFollower:
@@ -2765,9 +3092,10 @@ def plan_answer(screen: Screen, dialogs: tuple[Dialog, ...]) -> tuple[str, str]:
 
 class Worker:
     """A worker in its pane, held open for questions and keys. Closing it leaves the worker as it is."""
+    source, has_screen = "transcript", True
 
     def __init__(self, run: Run, echo: Optional[Tell] = None) -> None:
-        self.run, self.agent = run, AGENTS[run.facts["agent"]]
+        self.run, self.agent, self.echo = run, AGENTS[run.facts["agent"]], echo
         self.pane, self.last_screen = run.facts["pane"], Screen("")
         self.has_pane, self.is_drained = True, False   # tmux has read all that an ended worker wrote
         self.server = TmuxServer(run.facts["socket"], tuple(run.facts["tmux"]), echo)
@@ -2784,23 +3112,28 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self._exits.close()
 
+    @property
+    def session(self) -> str:
+        return self.record.session
+
     def has_news(self) -> bool:
         """A cheap look, a few system calls: whether the worker ended, published, or wrote in its record."""
-        return (file_stamp(self.run.path("exit"))[0] > 0
-                or was_task(self.run) and file_stamp(self.run.path("done.md"))[0] > 0
-                or self.record.has_grown or self.has_changed() or not has_process(self.launcher.pid))
+        return self.record.has_grown or has_signs(self.run, self.launcher)
 
     def has_changed(self) -> bool:
-        """Whether another process has written facts of the run since we have read or written them."""
-        return file_stamp(self.run.path("run.json")) != self.run.stamp
+        return self.run.has_changed()
+
+    def read_said(self) -> Said:
+        """What the agent's record says of the turn."""
+        turns, (mark, base, delivery) = self.record.read(), self.turn
+        return find_turn(turns, mark, base) if delivery != "waiting" else Said()
 
     def look(self) -> Sight:
         """A whole look. What ends a turn is read first and its fruits last, so none is missed in between."""
         is_dead = not is_alive(self.launcher)
         status = read_exit(self.run)   # written before the launcher ends, so read after that was asked
         is_gone = is_dead or status is not None
-        turns, (mark, base, delivery) = self.record.read(), self.turn
-        said = find_turn(turns, mark, base) if delivery != "waiting" else Said()
+        said = self.read_said()
         # Its last words come after its exit status, and tmux says so when it has read all. A child that still
         # has the terminal open keeps it from that: then half a second has to do.
         for _ in until(0.5 if is_gone else 0.0):
@@ -2810,9 +3143,8 @@ class Worker:
         verdict = judge_screen(screen, self.agent.pane.rules, self.agent.pane.marks)
         options = read_options(screen, self.agent.pane.digits) if verdict.state == "asks" else ()
         is_gone = is_gone or not self.has_pane   # opencode 1.18.33 outlives its terminal
-        is_recorded = bool(self.record.path) and delivery == "taken"
-        done = read_file(self.run.path("done.md")) if was_task(self.run) else None
-        return Sight(status, is_gone, screen, verdict, said, is_recorded, options, done)
+        is_recorded = bool(self.record.path) and self.turn.delivery == "taken"
+        return Sight(status, is_gone, screen, verdict, said, is_recorded, options, read_done(self.run))
 
     def capture(self) -> Screen:
         """What the pane shows; what it showed last when it is gone."""
@@ -2833,13 +3165,6 @@ class Worker:
         with contextlib.suppress(ServerGone):
             return self.client.ask("capture-pane -p -J -S -5000 -t %s" % self.pane)[0].rstrip()
         return self.last_screen.text.rstrip()
-
-    def is_publishing(self) -> bool:
-        """Whether a process of the worker has done.md open: it writes there instead of renaming a file."""
-        path = os.path.realpath(self.run.path("done.md"))
-        facts = read_stat(path)
-        was_renamed = facts is not None and facts.st_ctime_ns > facts.st_mtime_ns   # that changes no mtime
-        return not was_renamed and holds_open(self.run, path)
 
     def note_turn(self, **facts: Any) -> None:
         """Writes down how far the turn has come."""
@@ -2996,7 +3321,146 @@ class Worker:
 # =============================================================================
 # 12. Pipes
 # =============================================================================
-# An agent without a terminal. Not there yet: a headless profile is refused in room 14.
+# An agent without a terminal: a process of its own session, and the files that it writes itself. Nothing of
+# its output passes through us; what matters of it is read from the end of its stream.
+
+WINDOW_BYTES = 1 << 20        # of the end of a stream, read first; further back only when that does not tell
+LONGEST_LINE_BYTES = 1 << 22
+MOST_BYTES = 1 << 28          # further back than that nobody looks for the beginning of an answer
+LOG_BYTES = 1 << 14           # of the end of what it writes to stderr
+SHOWN_EVENTS = 40
+HEAD_LINES = 8                # the first of them names session and model
+
+
+def pipe_profile(profile: Profile) -> Profile:
+    """A profile as it is run without a terminal. `Unusable` when its agent cannot be."""
+    pipe = profile.agent.pipe
+    if not pipe:
+        raise Unusable("profile `%s`: its agent needs a terminal" % profile.name, "leave out headless")
+    args = pipe.args if not set(pipe.args[:1]) & set(profile.args) else ()   # else it says itself how
+    way = pipe.by if profile.prompt == "argument" else profile.prompt
+    return profile._replace(args=args + profile.args, prompt=way)
+
+
+def open_pipe(run: Run, launch: Launch) -> None:
+    """Starts a headless worker and notes it; one that is taken up again goes on in the same files."""
+    for name in ("stdout.jsonl", "stderr.log"):
+        if not read_stat(run.path(name)):
+            write_file(run.path(name), "")   # by us, so that only we can read it
+    holes = {"python": sys.executable, "selftalk": os.path.abspath(__file__), "folder": run.folder}
+    wrap = fill_holes(launch.profile.agent.pipe.wrap, holes)
+    streams = "exec < /dev/null >> {0}/stdout.jsonl 2>> {0}/stderr.log"
+    write_file(run.path("launch.sh"), render_launcher(run, launch, streams, wrap), mode=0o700)
+    pid = start_detached(("sh", run.path("launch.sh")), dict(launch.env, SELFTALK_RUN=run.folder))
+    note_place(run, state="running", argv=[*wrap, *agent_argv(run, launch.profile)],
+               launcher=read_process(pid))
+    run.log("spawned", place=HEADLESS)
+
+
+def end_pipe(run: Run) -> list[Process]:
+    """Ends all that a headless worker has started, however far its start came: what is left."""
+    launcher = fact_process(run.facts.get("launcher") if run.facts["state"] != "starting" else None)
+    return end_processes(lambda: find_tree(launcher, run.mark))
+
+
+class PipedWorker:
+    """A headless worker, held open for questions; they are those that a Worker in its pane answers."""
+    source, has_screen = "stdout", False
+
+    def __init__(self, run: Run, echo: Optional[Tell] = None) -> None:
+        self.run, self.agent, self.echo = run, AGENTS[run.facts["agent"]], echo
+        self.launcher, self.turn = fact_process(run.facts["launcher"]), current_turn(run)
+        self.path, self.start, self.offset = run.path("stdout.jsonl"), self.turn.base, self.turn.base
+        self.said, self.events = Said(cost_usd=0.0), []   # of the stream from byte `start` to `offset`
+        self._exits = contextlib.ExitStack()
+
+    def __enter__(self) -> "PipedWorker":
+        self.pause = self._exits.enter_context(watch_death(self.launcher.pid))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exits.close()
+
+    @property
+    def session(self) -> str:
+        return self.said.session or self.run.facts["session_id"]
+
+    def has_news(self) -> bool:
+        """A cheap look: whether the worker ended, published, or wrote into its stream."""
+        return file_stamp(self.path)[0] > self.offset or has_signs(self.run, self.launcher)
+
+    def has_changed(self) -> bool:
+        return self.run.has_changed()
+
+    def look(self) -> Sight:
+        """A whole look. What ends a turn is read first, and its fruits last."""
+        is_dead, status = not is_alive(self.launcher), read_exit(self.run)
+        is_gone = is_dead or status is not None
+        said, pipe, log = self.read_said(is_gone), self.agent.pipe, self.read_log()
+        if said.state == "ready" and said.has_tasks and not is_gone:
+            said = said._replace(state="busy")
+        verdict = judge_screen(Screen(log), pipe.rules, {})
+        if is_gone and said.state in ("busy", "unknown") and verdict.state in ("login", "limited", "failed"):
+            said = said._replace(state=verdict.state, error=verdict.text)
+        elif is_gone and status == 0 and pipe.publishes:
+            said = said._replace(state="ready")   # it has no other way to say so
+        rows = [row for row in log.split("\n") if row[:1].strip() and letters(row)]   # no traceback
+        words = said.error or (rows or [""])[-1]
+        shown = Screen("".join(render_events(event for event in self.events if event.kind != "retry")))
+        return Sight(status, is_gone, shown, verdict, said, done=read_done(self.run), words=words)
+
+    def read_said(self, is_ended: bool = True) -> Said:
+        """What its stream says of the turn. Of much that is new only the end is read, and further back when
+        that does not hold the beginning of what was said last; a half line counts when it `is_ended`."""
+        size, span = file_stamp(self.path)[0], WINDOW_BYTES
+        if size - self.offset <= span:
+            self._fold(is_ended)
+        else:
+            if self.offset == self.turn.base:
+                self._fold(False, HEAD_LINES)
+            self._jump(size - span, is_ended)
+        while self.start > self.turn.base and not self.said.turn and span < MOST_BYTES and (
+                self.said.state in ("ready", "failed", "limited", "login")
+                or is_ended and (self.agent.pipe.publishes or self.said.state == "unknown")):
+            span *= 8
+            self._jump(size - span, is_ended)
+        if self.start > self.turn.base and not self.said.turn and self.said.state == "ready":
+            return self.said._replace(text="[its beginning is in %s]\n%s" % (self.path, self.said.text))
+        return self.said
+
+    def _jump(self, start: int, is_ended: bool) -> None:
+        """Reads from byte `start` on, as if nothing stood before it but who speaks."""
+        self.start = self.offset = max(start, self.turn.base)
+        has_all = self.start == self.turn.base
+        self.said, self.events = Said(session=self.said.session, model=self.said.model,
+                                      cost_usd=0.0 if has_all else None), []
+        self._fold(is_ended, skip=0 if has_all else 1)
+
+    def _fold(self, is_ended: bool, most: Optional[int] = None, *, skip: int = 0) -> None:
+        """Folds further lines, `most` of them at most, the first ones skipped: they are cut."""
+        for event in parse_events(itertools.islice(self._lines(is_ended), skip, most), self.agent.pipe.format):
+            self.said = fold_event(self.said, event)
+            self.events = (self.events + [event])[-SHOWN_EVENTS:]
+
+    def _lines(self, is_ended: bool) -> Iterator[bytes]:
+        for end, line in read_lines(self.path, self.offset, LONGEST_LINE_BYTES):
+            if line[-1:] != b"\n" and not is_ended:
+                return
+            self.offset = end
+            yield line
+
+    def read_log(self) -> str:
+        """The end of what it has written to stderr."""
+        path = self.run.path("stderr.log")
+        return clean_text(decode(read_bytes(path, max(0, file_stamp(path)[0] - LOG_BYTES)) or b"")).strip()
+
+    def capture(self) -> Screen:
+        """What a person would have seen last."""
+        return Screen("".join(render_events(self.events)) + self.read_log())
+
+    def quit(self) -> None:
+        """Gives an agent that is done some time to go by itself: it may be writing its own record."""
+        any(not is_alive(self.launcher) for _ in until(QUIT_PATIENCE_S, pause=self.pause))
 
 
 # =============================================================================
@@ -3254,9 +3718,8 @@ def prepare_launch(request: Request, base: dict[str, str], depth: int) -> Launch
     """All that can be found missing is found before anything starts."""
     profile = request.profile._replace(args=request.profile.args + request.extra)
     if profile.headless:
-        raise Unusable("profile `%s` is headless: this version runs workers in tmux only" % profile.name,
-                       "set `headless: false`")
-    if request.form == "talk" and not profile.agent.pane.submit:
+        profile = pipe_profile(profile)
+    elif request.form == "talk" and not profile.agent.pane.submit:
         raise Unusable("profile `%s`: nothing is known of its composer, so nothing can be typed into it"
                        % profile.name, "give it a task: selftalk.py run -p %s" % profile.name)
     env = {**compose_env(profile, base, os.getuid() == 0), DEPTH_VARIABLE: str(depth)}
@@ -3270,6 +3733,9 @@ def prepare_launch(request: Request, base: dict[str, str], depth: int) -> Launch
 
 def open_place(run: Run, launch: Launch, place: str, base: dict[str, str], echo: Optional[Tell]) -> None:
     """Starts the worker where it was asked for, or in a session without room for a pane, and notes where."""
+    if run.is_headless:
+        open_pipe(run, launch)
+        return
     beside = open_beside(run, launch, base, echo) if place != "session" else None
     facts = beside or open_session(run, launch, echo)
     opened = {"place": "pane" if beside else "session", "socket": facts.socket, "pane": facts.pane}
@@ -3279,13 +3745,26 @@ def open_place(run: Run, launch: Launch, place: str, base: dict[str, str], echo:
     run.log("spawned", **opened)
 
 
+def end_place(run: Run, echo: Optional[Tell] = None) -> list[Process]:
+    """Ends what a run's worker started, wherever that is: what is left."""
+    return end_pipe(run) if run.is_headless else end_pane(run, echo)
+
+
+AnyWorker = Union[Worker, PipedWorker]
+
+
+def hold_worker(run: Run, echo: Optional[Tell] = None) -> AnyWorker:
+    """The worker of a run, to be asked."""
+    return PipedWorker(run, echo) if run.is_headless else Worker(run, echo)
+
+
 @contextlib.contextmanager
 def undoing_start(run: Run) -> Iterator[None]:
     """A start in here that fails leaves nothing: of a new run not even its folder, unless it was stopped."""
     try:
         yield
     except BaseException as error:
-        attempt(lambda: end_pane(run))   # the trouble that brought us here is the one to report
+        attempt(lambda: end_place(run))   # the trouble that brought us here is the one to report
         with run.locked():
             attempt(run.reload)
             if run.facts.get("resumed"):
@@ -3298,10 +3777,11 @@ def undoing_start(run: Run) -> Iterator[None]:
         raise
 
 
-def write_first_turn(run: Run, request: Request) -> str:
+def write_first_turn(run: Run, request: Request, profile: Profile) -> str:
     """Writes down what is asked. What the launcher gives the agent; "" when it is to be typed: in a talk."""
-    profile, asked = request.profile, request.prompt
-    text, sent = task_prompt(run, asked, profile) if request.form == "task" else (asked, "")
+    asked = request.prompt
+    is_given = run.is_headless or request.form == "task"
+    text, sent = given_prompt(run, asked, profile) if is_given else (asked, "")
     write_file(run.path("prompt.md"), text)
     mark = letters(sent)[:MARK_LETTERS] if profile.prompt == "argument" else ""
     write_turn(run, prompt=asked, outcome=None, mark=mark, base=0, delivery="taken" if sent else "waiting")
@@ -3321,7 +3801,8 @@ def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = Non
     """Starts a worker and returns its run. When that fails nothing of it is left."""
     if request.place == "pane" and not base.get("TMUX"):
         raise Unusable("--pane: not inside tmux", "leave it out, or use --session")
-    version, depth = check_tmux(), (as_number(base.get(DEPTH_VARIABLE, "")) or 0) + 1
+    version = (0, 0) if request.profile.headless else check_tmux()
+    depth = (as_number(base.get(DEPTH_VARIABLE, "")) or 0) + 1
     if request.max_depth and depth > request.max_depth:
         raise Unusable("this run would be number %d inside of each other, the config allows %d"
                        % (depth, request.max_depth), "do the work here, or raise max_depth")
@@ -3330,7 +3811,7 @@ def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = Non
     run = new_run(state_folder(base), {
         "profile": request.profile.name, "agent": request.profile.agent.name,
         **{fact: getattr(request, fact) for fact in (*REQUEST_FACTS, "chain", "took_over")},
-        "depth": depth, "parent": as_number(os.path.basename(parent)), "parent_folder": parent,
+        "place": HEADLESS if request.profile.headless else None, "depth": depth, "parent": as_number(os.path.basename(parent)), "parent_folder": parent,
         "tmux": version, "started_at": now, "asked_at": now, "extra_args": request.extra,
         "turn": 1 if request.prompt else 0, "session_id": new_uuid() if has_session else "",
         "caller": read_process(os.getpid()), "machine": name_machine(),
@@ -3338,9 +3819,14 @@ def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = Non
         "commit": ask_git(request.workspace, "rev-parse", "HEAD").strip() if request.chain else "",
         "record_home": record_home(request.profile.agent, launch.env)})
     with undoing_start(run):
-        launch = launch._replace(prompt=write_first_turn(run, request))
+        launch = launch._replace(prompt=write_first_turn(run, request, launch.profile))
         open_place(run, launch, request.place, base, echo)
     return run
+
+
+def find_resume(agent: Agent, is_headless: bool) -> tuple[str, ...]:
+    """The args that take up an agent's session; () when there are none."""
+    return is_headless and agent.pipe and agent.pipe.resume or agent.start.resume
 
 
 def refuse_turn(run: Run) -> None:
@@ -3350,9 +3836,9 @@ def refuse_turn(run: Run) -> None:
         kinds = {"asks": ("asks something", "answer %d CHOICE"), "stalled": ("has stalled", "interrupt %d")}
         doing, fix = kinds.get(outcome, ("is not done with its turn", "wait %d"))
         raise Unusable("run %d: %s" % (run.id, doing), own_command(fix % run.id))
-    if not agent.pane.submit:
+    if not (agent.pane.submit or run.is_headless):
         raise Unusable("run %d: nothing can be typed into its agent" % run.id, "start a new run")
-    if run.is_over and not (agent.start.resume and run.facts["session_id"]):
+    if run.is_over and not (find_resume(agent, run.is_headless) and run.facts["session_id"]):
         raise Unusable("run %d: is over, and its agent cannot take it up again" % run.id, "start a new run")
 
 
@@ -3364,11 +3850,14 @@ def begin_turn(run: Run, prompt: str, was_over: bool, **limits: float) -> None:
         if run.is_over != was_over:
             raise Failure("run %d: somebody has just stopped it, or taken it up" % run.id, "send it again")
         now, number = time.time(), run.facts["turn"] + 1
-        state, version = ("starting", check_tmux()) if was_over else ("running", run.facts["tmux"])
+        is_new = was_over and not run.is_headless
+        state, version = "starting" if was_over else "running", check_tmux() if is_new else run.facts["tmux"]
         for name in ("progress.json", "asked", "done.md", "exit"):
             remove_file(run.path(name))
         write_file(run.path("prompt.md"), prompt)
-        write_turn(of_turn(run, number), prompt=prompt, outcome=None, delivery="waiting")
+        turn = Turn("", max(0, file_stamp(run.path("stdout.jsonl"))[0]), "taken") if run.is_headless else \
+            Turn(delivery="waiting")
+        write_turn(of_turn(run, number), prompt=prompt, outcome=None, **turn._asdict())
         if was_over:
             write_file(run.open_mark, "")
         run.update(turn=number, outcome=None, asked_at=now, state=state, resumed=was_over, tmux=version,
@@ -3389,7 +3878,7 @@ def settle_state(sight: Sight) -> str:
     return shown if (told, shown) in (("ready", "busy"), ("busy", "limited")) else told
 
 
-def look_pause_s(worker: Worker, progress: Progress, sight: Sight, at_s: float) -> float:
+def look_pause_s(worker: AnyWorker, progress: Progress, sight: Sight, at_s: float) -> float:
     """Seconds to the next look: few while a prompt waits or a turn has just ended, many without any rules."""
     is_waiting = worker.turn.delivery != "taken" and progress.looks < 20
     if is_waiting or "ready" in (progress.state, sight.said.state) and at_s - progress.moved_s < 2.0:
@@ -3402,7 +3891,7 @@ def look_pause_s(worker: Worker, progress: Progress, sight: Sight, at_s: float) 
 def note_sight(progress: Progress, sight: Sight, at_s: float) -> Progress:
     """What is known after one more look, `at_s` seconds after the run's start."""
     state, face = settle_state(sight), checksum(sight.screen.text)
-    trace = checksum((SPINNING.sub(" ", sight.screen.text), sight.said))
+    trace = checksum((SPINNING.sub(" ", sight.screen.text), sight.said._replace(error="")))   # it counts tries
     return progress._replace(
         state=state, looks=progress.looks + 1 if state == progress.state else 1,
         began=progress.began or state == "busy" or sight.said.state != "unknown" or sight.said.turn > 0,
@@ -3422,7 +3911,7 @@ def judge_trouble(state: str, sight: Sight) -> Ending:
                   options=tuple(clean_text(option.label) for option in sight.options))
 
 
-def waits_for_prompt(progress: Progress, sight: Sight, worker: Worker) -> bool:
+def waits_for_prompt(progress: Progress, sight: Sight, worker: AnyWorker) -> bool:
     """Whether the screen has said twice in a row that a prompt can be typed. Below an earlier turn's trouble
     a composer waits as well; one that holds what was pasted before us may be too tall for any rule."""
     facts, submit = worker.run.facts, worker.agent.pane.submit
@@ -3433,7 +3922,26 @@ def waits_for_prompt(progress: Progress, sight: Sight, worker: Worker) -> bool:
     return progress.looks >= 2 and is_waiting and bool(re.search(resumed, sight.screen.text, re.MULTILINE))
 
 
-def judge_turn(progress: Progress, sight: Sight, at_s: float, worker: Worker) -> Optional[Ending]:
+def answered_ending(said: Said, worker: AnyWorker) -> Ending:
+    """The ending of a turn whose agent says that it is over."""
+    what = "it was not allowed to use: %s" % ", ".join(said.denied) if said.denied else ""
+    what = what or "the agent said nothing" * (not worker.has_screen and not said.text)
+    source = worker.source if said.text or not worker.has_screen else "screen"
+    return Ending("answered", what, answer=said.text, source=source, said=said)
+
+
+def gone_ending(sight: Sight, worker: AnyWorker) -> Ending:
+    """The ending of a turn whose worker has ended without a word of it: an exit status proves nothing."""
+    status = sight.exit_status
+    how = "vanished" if status is None else "exited with status %d" % status
+    if worker.has_screen or status is None or 128 < status < 144:   # by a signal
+        words = "the worker %s before it published anything" % how
+        return Ending("died", words, "look at it", said=sight.said)
+    words = "the worker %s and did not say that it was done: %s" % (how, sight.words or "it wrote nothing")
+    return Ending("failed", words, "look at it", said=sight.said)
+
+
+def judge_turn(progress: Progress, sight: Sight, at_s: float, worker: AnyWorker) -> Optional[Ending]:
     """The ending of the turn, or of the time before its prompt is typed; None while it goes on. `sight` is in
     `progress`. In order of trust: done.md, the worker's end, the agent's record, its screen, silence. What
     only a screen says has to be said twice; one that waits is no end before the turn was seen to start."""
@@ -3441,19 +3949,18 @@ def judge_turn(progress: Progress, sight: Sight, at_s: float, worker: Worker) ->
     was_taken, still_s = worker.turn.delivery == "taken", at_s - progress.stirred_s
     if sight.done and sight.done.strip():
         return Ending("answered", answer=sight.done, source="done.md", said=said)
-    if sight.is_gone and said.state == "ready" and said.text:
-        return Ending("answered", answer=said.text, source="transcript", said=said)
+    if sight.is_gone and said.state == "ready" and (said.text or not worker.has_screen):
+        return answered_ending(said, worker)
     was_cut = said.error.startswith("the turn was ")   # by the worker's own end: no news
     if sight.is_gone and said.state in TROUBLES and not was_cut:
         return judge_trouble(said.state, sight)
     if sight.is_gone:
-        how = "vanished" if sight.exit_status is None else "exited with status %d" % sight.exit_status
-        return Ending("died", "the worker %s before it published anything" % how, "look at it", said=said)
+        return gone_ending(sight, worker)
     if not was_taken and waits_for_prompt(progress, sight, worker):
         return Ending("ready", "the agent waits for a prompt")
     is_sure = progress.looks >= 2 or was_taken and state == said.state
     if was_taken and state == "ready" and progress.began and is_sure:
-        return Ending("answered", answer=said.text, source="transcript" if said.text else "screen", said=said)
+        return answered_ending(said, worker)
     if state in ("asks", *TROUBLES) and is_sure:
         return judge_trouble(state, sight)
     is_unknown = still_s >= UNKNOWN_PROMPT_S and sight.is_recorded and not said.turn
@@ -3468,9 +3975,11 @@ def judge_turn(progress: Progress, sight: Sight, at_s: float, worker: Worker) ->
     if at_s - progress.moved_s >= worker.run.facts["stall_s"]:
         words = "no progress for %d s" % (at_s - progress.moved_s)
         words = words if progress.began or not pane.rules else "the turn was not seen to start"
+        words += "; it tells: %s" % sight.words if sight.words else ""
         return Ending("stalled", words, "look at it; then wait again, or stop it", said=said)
     words = "nothing moved for %d s; taken as the end of the turn" % still_s
-    return Ending("answered", words, source="screen") if 0 < pane.silence_s <= still_s else None
+    is_silent = worker.has_screen and 0 < pane.silence_s <= still_s
+    return Ending("answered", words, source="screen") if is_silent else None
 
 
 def write_ending(run: Run, ending: Ending) -> None:
@@ -3479,7 +3988,8 @@ def write_ending(run: Run, ending: Ending) -> None:
     write_file(run.path("turns/%d.md" % run.facts["turn"]), ending.answer)
     write_turn(run, outcome=ending.outcome, what=ending.what, fix=ending.fix, source=ending.source,
                said=ending.said.text, resets_at=ending.resets_at, options=list(ending.options),
-               model=ending.said.model, tokens=ending.said.tokens,
+               model=ending.said.model, tokens=ending.said.tokens, cost_usd=ending.said.cost_usd or None,
+               denied=list(ending.said.denied),
                ended_at=round(now, 3), seconds=round(now - run.facts["asked_at"], 3))
 
 
@@ -3494,14 +4004,16 @@ def read_ending(run: Run) -> Ending:
     known = [name for name in (turn.get("outcome"), run.facts["outcome"], "stopped") if str(name) in OUTCOMES]
     what, fix, source = (str(turn.get(name) or "") for name in ("what", "fix", "source"))
     answer = read_file(run.path("turns/%d.md" % run.facts["turn"])) or read_summary(run)
-    said = Said(text=turn.get("said") or "", model=turn.get("model") or "", tokens=turn.get("tokens"))
-    options = turn.get("options") if isinstance(turn.get("options"), list) else []
-    return Ending(known[0], what, fix, answer, source, said, tuple(map(str, options)), turn.get("resets_at"))
+    denied, options = (tuple(map(str, turn[name])) if isinstance(turn.get(name), list) else ()
+                       for name in ("denied", "options"))
+    said = Said(text=turn.get("said") or "", model=turn.get("model") or "", tokens=turn.get("tokens"),
+                cost_usd=turn.get("cost_usd"), denied=denied)
+    return Ending(known[0], what, fix, answer, source, said, options, turn.get("resets_at"))
 
 
 def end_worker(run: Run, outcome: str, echo: Optional[Tell]) -> None:
     """Ends all that a run has started, and the run. `Failure` names what could not be ended."""
-    left = [process.pid for process in end_pane(run, echo)]
+    left = [process.pid for process in end_place(run, echo)]
     run.log("ended", left=left)
     close_run(run, outcome=outcome, exit_status=read_exit(run), ended_at=time.time())
     if left:
@@ -3521,10 +4033,10 @@ def published_ending(run: Run) -> Ending:
     if answer:
         return Ending("answered", answer=answer, source="done.md")
     with contextlib.suppress(Unusable):   # a turn that cannot be read must be stopped all the same
-        worker = Worker(run)
-        said = find_turn(worker.record.read(), worker.turn.mark, worker.turn.base)
-        if said.state == "ready" and said.text and worker.turn.delivery != "waiting":
-            return Ending("answered", answer=clean_text(said.text), source="transcript", said=said)
+        worker = hold_worker(run)
+        said = worker.read_said()
+        if said.state == "ready" and said.text:
+            return Ending("answered", answer=clean_text(said.text), source=worker.source, said=said)
     return Ending("stopped", "the run was stopped", "start a new one")
 
 
@@ -3536,7 +4048,7 @@ def stop_run(run: Run, echo: Optional[Tell] = None) -> bool:
             return False
         run.check_here()
         if run.facts["state"] == "starting":
-            end_pane(run)
+            end_place(run)
             write_ending(run, Ending("stopped", "it was stopped while it was starting", "start it again"))
             close_run(run, outcome="stopped")
             return True
@@ -3561,38 +4073,42 @@ def send_prompt(run: Run, prompt: str, means: Means, **limits: float) -> None:
         return
     refuse_turn(run)
     facts, profile = run.facts, find_target(means.config(), run.facts["profile"])
+    profile = profile._replace(headless=run.is_headless)
     if profile.agent.name != facts["agent"]:
         raise Unusable("run %d: its profile `%s` is of another agent now" % (run.id, profile.name),
                        "start a new run")
     request = Request(profile, "", facts["workspace"], facts["form"], tuple(facts["extra_args"]))
     launch = prepare_launch(request, means.base, facts["depth"])
     said = RecordFollower(profile.agent.record, run).read()[-1]
-    words = profile.agent.start.resume if said.turn else ()   # else there is nothing to take up
+    words = find_resume(profile.agent, run.is_headless) if said.turn else ()   # else nothing to take up
     args = launch.profile.args + fill_holes(words, {"session": facts["session_id"]})
     begin_turn(run, prompt, True, **limits)
     with undoing_start(run):
-        resumed = launch._replace(profile=launch.profile._replace(args=args))
+        profile = launch.profile._replace(args=args)
+        sent = given_prompt(run, prompt, profile)[1] if run.is_headless else ""
+        resumed = launch._replace(profile=profile, prompt=sent)
         open_place(run, resumed, "session", means.base, means.echo)
 
 
 def is_kept(run: Run, outcome: str) -> bool:
     """Whether the worker stays after a turn that ended so."""
-    return outcome in OPEN_OUTCOMES or run.facts["keep"] and outcome not in ("late", "died")
+    is_lasting = run.facts["keep"] and not run.is_headless   # that one ends with its turn
+    return outcome in OPEN_OUTCOMES or is_lasting and outcome not in ("late", "died")
 
 
-def keep_ending(worker: Worker, ending: Ending) -> None:
+def keep_ending(worker: AnyWorker, ending: Ending) -> None:
     """Writes down how a turn ended, with the last screen."""
     run = worker.run
     write_ending(run, ending)
     write_file(run.path("screen.txt"), clean_text(worker.capture().text).rstrip() + "\n")
     run.log(ending.outcome, source=ending.source, what=ending.what)
-    run.update(outcome=ending.outcome, session_id=worker.record.session)
+    run.update(outcome=ending.outcome, session_id=worker.session)
 
 
-def finish_turn(worker: Worker, ending: Ending) -> Ending:
+def finish_turn(worker: AnyWorker, ending: Ending) -> Ending:
     """Keeps the ending and ends the worker unless it is to stay, once: whoever comes second gets what was
     kept. Trouble with any of it is added to the ending: it must not cost the answer."""
-    run, echo, number = worker.run, worker.server.echo, worker.run.facts["turn"]
+    run, echo, number = worker.run, worker.echo, worker.run.facts["turn"]
     with run.locked():
         run.reload()
         if run.is_settled or run.facts["turn"] != number:
@@ -3605,7 +4121,7 @@ def finish_turn(worker: Worker, ending: Ending) -> Ending:
         if ending.outcome == "limited":
             bottom = "\n".join(worker.capture().text.rstrip().split("\n")[-20:])
             resets = (parse_reset(text, time.time()) for text in (ending.what, ending.said.error, bottom))
-            ending = ending._replace(resets_at=next(filter(None, resets), None))
+            ending = ending._replace(resets_at=next(filter(None, (ending.said.resets_at, *resets)), None))
             troubles.append(attempt(lambda: note_limit(run.facts["usage_file"], ending.resets_at)))
         troubles.append(attempt(lambda: keep_ending(worker, ending)))
         if not is_kept(run, ending.outcome):
@@ -3616,7 +4132,7 @@ def finish_turn(worker: Worker, ending: Ending) -> Ending:
     return ending._replace(what="; ".join(filter(None, (ending.what, *troubles))))
 
 
-def go_on(worker: Worker, sight: Sight, ending: Ending, progress: Progress,
+def go_on(worker: AnyWorker, sight: Sight, ending: Ending, progress: Progress,
           at_s: float) -> tuple[Optional[Ending], Progress]:
     """Answers a dialog, types the turn's prompt, waits for the rest of a summary: None. Else the ending."""
     run, is_over = worker.run, True
@@ -3630,7 +4146,7 @@ def go_on(worker: Worker, sight: Sight, ending: Ending, progress: Progress,
         ending = Ending("stalled", "the prompt was not taken: %s" % hindrance, "look at it; then wait again")
         progress = progress._replace(began=False, state="", looks=0, moved_s=at_s, next_look_s=at_s)
     elif ending.source == "done.md":   # unless somebody still writes to it, or it has grown since the look
-        is_over = not worker.is_publishing() and read_file(run.path("done.md")) == sight.done
+        is_over = not is_publishing(run) and read_file(run.path("done.md")) == sight.done
     return ending if is_over else None, progress
 
 
@@ -3649,7 +4165,7 @@ def write_progress(run: Run, progress: Progress) -> None:
     attempt(lambda: write_file(run.path("progress.json"), json.dumps(facts) + "\n"))
 
 
-def await_ending(worker: Worker, wait_s: float, tell: Tell) -> Optional[Ending]:
+def await_ending(worker: AnyWorker, wait_s: float, tell: Tell) -> Optional[Ending]:
     """The loop: looks when there is news or when a look is due; None when the wait is over first."""
     run, facts = worker.run, worker.run.facts
     before_s = max(0.0, time.time() - facts["asked_at"])
@@ -3698,7 +4214,7 @@ def await_run(run: Run, wait_s: float, tell: Tell, echo: Optional[Tell] = None) 
                 stop_run(run, echo)   # whoever was starting or ending its worker may have died over it
         if run.is_settled:
             return read_ending(run)
-        with Worker(run, echo) as worker:
+        with hold_worker(run, echo) as worker:
             ending = await_ending(worker, max(0.0, end_s - time.monotonic()), tell)
             if ending:
                 return finish_turn(worker, ending)
@@ -3742,7 +4258,8 @@ def move_on(run: Run, ending: Ending, means: Means) -> Optional[Run]:
             return None
         attempt(lambda: stop_run(run, means.echo))
         new = start_run(Request(
-            route.profile, handed_over(run, ending.said.text), place=facts["place"].replace("pane", ""),
+            route.profile._replace(headless=route.profile.headless or run.is_headless),
+            handed_over(run, ending.said.text), place="session" if facts["place"] == "session" else "",
             chain=tuple(names[names.index(route.profile.name) + 1:]),
             took_over={**turn, "profile": facts["profile"], "outcome": ending.outcome},
             **{fact: facts[fact] for fact in REQUEST_FACTS}), means.base, means.echo)
@@ -3791,7 +4308,8 @@ def answer_question(run: Run, choice: str, echo: Optional[Tell] = None) -> str:
     run.check_here()
     with run.locked(), contextlib.ExitStack() as exits:   # two that answer at once would press twice
         run.reload()
-        worker = exits.enter_context(Worker(run, echo)) if run.facts["state"] == "running" else None
+        has_pane = run.facts["state"] == "running" and not run.is_headless
+        worker = exits.enter_context(Worker(run, echo)) if has_pane else None
         if not worker or worker.look().verdict.state != "asks":
             raise Unusable("run %d: asks nothing now" % run.id, own_command("list"))
         label = worker.choose_option(choice)
@@ -3807,7 +4325,7 @@ def interrupt_run(run: Run, echo: Optional[Tell] = None) -> Ending:
     run.check_here()
     if run.facts["state"] != "running":
         raise Unusable("run %d: is still starting" % run.id, own_command("stop %d" % run.id))
-    with Worker(run, echo) as worker:
+    with hold_worker(run, echo) as worker:
         sight = worker.look()
         if sight.verdict.state == "asks":
             raise Unusable("run %d: asks something" % run.id, own_command("answer %d CHOICE" % run.id))
@@ -3826,8 +4344,26 @@ def read_screen(run: Run, echo: Optional[Tell] = None) -> Screen:
     if run.is_over or run.facts["state"] == "starting":
         return Screen(read_file(run.path("screen.txt")) or "")
     run.check_here()
-    with Worker(run, echo) as worker:
+    with hold_worker(run, echo) as worker:
         return worker.capture()
+
+
+def follow_lines(run: Run, name: str, follows: bool) -> Iterator[bytes]:
+    """The lines of one of a run's files, and with `follows` those that come until its turn is over; b"" when
+    there are no more for now."""
+    at = 0
+    for _ in until(float("inf")):
+        run.reload()
+        is_alive_yet = run.facts["state"] == "starting" or is_alive(fact_process(run.facts.get("launcher")))
+        is_done = not follows or run.is_settled or run.is_over or not is_alive_yet
+        for end, line in read_lines(run.path(name), at, LONGEST_LINE_BYTES):
+            if line[-1:] != b"\n" and not is_done:
+                break
+            at = end
+            yield line
+        yield b""
+        if is_done:
+            return
 
 
 @contextlib.contextmanager
@@ -3840,7 +4376,7 @@ def named_interrupt(run: Run) -> Iterator[None]:
         raise Interrupted("run %d: interrupted; the worker goes on" % run.id, fix) from error
     except Failure as failure:
         if file_stamp(run.path("run.json"))[0] < 0:
-            end_pane(run)
+            end_place(run)
             words = "run %d: its folder was removed; the worker was ended" % run.id
             raise Unusable(words, "start it again") from failure
         if type(failure) is not Failure or not failure.what:
@@ -3883,6 +4419,8 @@ LAST_LINES = 12   # of a screen that is shown with a failure
 
 def watch_command(facts: dict[str, Any], how: str = "-r ") -> str:
     """How to look at a worker, from any terminal of the same user, also inside tmux; "" to type as well."""
+    if facts["place"] == HEADLESS:
+        return own_command("log -f %d" % facts["id"])
     return "tmux -S %s attach %s-t %s" % (shlex.quote(facts["socket"]), how, shlex.quote(facts["pane"]))
 
 
@@ -3910,7 +4448,8 @@ def ending_lines(run: Run, ending: Ending) -> list[str]:
     if ending.outcome == "running":
         return ["%s: %s" % (head, ending.what), "  try: %s" % ending.fix]
     is_open, path = ending.outcome in OPEN_OUTCOMES, run.path("screen.txt")
-    where = watch_command(run.facts, "") if is_open else "its last screen is in %s" % path
+    has_more = is_open or run.is_headless
+    where = watch_command(run.facts, "") if has_more else "its last screen is in %s" % path
     fix = "%s: %s" % (ending.fix, where)
     if ending.options:
         fix = "%s, or: %s" % (own_command("answer %d %s" % (run.id, shlex.quote(ending.options[0]))), where)
@@ -3922,7 +4461,7 @@ def ending_lines(run: Run, ending: Ending) -> list[str]:
 def run_object(run: Run) -> dict[str, Any]:
     """A run as --json shows it."""
     facts = run.facts
-    return {"id": run.id, "folder": run.folder, "watch": watch_command(facts) if "pane" in facts else None,
+    return {"id": run.id, "folder": run.folder, "watch": watch_command(facts) if facts.get("launcher") else None,
             **{key: facts.get(key) for key in ("profile", "agent", "form", "place", "workspace", "state",
                                                "outcome", "turn", "session_id", "parent", "depth",
                                                "started_at", "ended_at", "exit_status", "took_over")}}
@@ -3933,6 +4472,7 @@ def result_object(run: Run, ending: Ending) -> dict[str, Any]:
     return {**run_object(run), "outcome": ending.outcome, "answer": ending.answer,
             "source": ending.source or None, "what": ending.what or None, "fix": ending.fix or None,
             "model": ending.said.model or None, "tokens": ending.said.tokens,
+            "cost_usd": ending.said.cost_usd or None, "denied": list(ending.said.denied),
             "options": list(ending.options), "seconds": read_turn(run).get("seconds"),
             "resets_at": ending.resets_at}
 
@@ -4017,10 +4557,12 @@ def verdict_line(verdict: Verdict) -> str:
     return "%s, by rule %s in %s: %s" % (verdict.state, verdict.rule, verdict.region, text)
 
 
-def event_line(event: dict[str, Any]) -> str:
-    """An event for a person."""
+def event_line(line: bytes) -> str:
+    """A line of events.jsonl for a person; "" for none."""
+    event = next(parse_json_lines(decode(line)), {})
     rest = " ".join("%s=%s" % (key, value) for key, value in event.items() if key not in ("at", "event"))
-    return "  %s  %-9s %s" % (time.strftime("%H:%M:%S", time.localtime(event["at"])), event["event"], rest)
+    when = time.strftime("%H:%M:%S", time.localtime(event.get("at", 0)))
+    return "  %s  %-9s %s\n" % (when, event["event"], clean_text(rest)) if "event" in event else ""
 
 
 # =============================================================================
@@ -4057,10 +4599,10 @@ class Arg(NamedTuple):
     more: dict[str, Any] = {}   # what else argparse is told
 
 
-def emit(result: object) -> int:
+def emit(result: object, end: str = "\n") -> int:
     """Prints a text, or a JSON value; 0, or a `Failure`. A reader that has gone is no news."""
     try:
-        print(result if isinstance(result, str) else json.dumps(result, indent=1), flush=True)
+        print(result if isinstance(result, str) else json.dumps(result, indent=1), end=end, flush=True)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)   # for what it still holds, and for all that follows
         words = "" if isinstance(error, BrokenPipeError) else "stdout: cannot be written: %s" % error.strerror
@@ -4191,8 +4733,13 @@ def cmd_run(args: "argparse.Namespace") -> int:
         args.tell("smart-route: " + route.reason)
         chain = chain[chain.index(route.profile.name):]
     form, place = ("talk", args.place or "session") if args.is_talk else ("task", args.place)
-    keep = args.keep or args.is_talk and not args.once
-    request = Request(find_target(config, chain[0]), prompt, workspace, form, tuple(args.arg), place, keep,
+    keep, profile = args.keep or args.is_talk and not args.once, find_target(config, chain[0])
+    if args.headless and args.place:
+        raise Unusable("--headless with --%s" % args.place, "leave one of them out")
+    profile = profile._replace(headless=args.headless or profile.headless and not args.place)
+    if profile.headless and not prompt:
+        raise Unusable("no prompt: a headless agent cannot be asked later", "add one, or leave out --headless")
+    request = Request(profile, prompt, workspace, form, tuple(args.arg), place, keep,
                       args.max_time, args.stall, config.max_depth, chain[1:],
                       wait_for_reset=args.wait_for_reset,
                       config=os.path.abspath(args.config) if args.config else "")
@@ -4220,6 +4767,30 @@ def cmd_interrupt(args: "argparse.Namespace") -> int:
     ending = interrupt_run(args.run, args.echo)
     args.tell("run %d: %s" % (args.run.id, ending.what or ending.outcome))
     return show(args, lambda: result_object(args.run, ending), ())
+
+
+def cmd_result(args: "argparse.Namespace") -> int:
+    """Shows how a turn of a run has ended, without waiting for it."""
+    run, number = args.run, args.turn or args.run.facts["turn"]
+    if not 0 < number <= run.facts["turn"]:
+        raise Unusable("run %d: has no turn %d" % (run.id, number), "it has %d" % run.facts["turn"])
+    if number == run.facts["turn"] and not run.is_settled:
+        return show_ending(args, run, await_run(run, 0.0, args.tell, args.echo))
+    return show_ending(args, run, read_ending(of_turn(run, number)))
+
+
+def cmd_log(args: "argparse.Namespace") -> int:
+    """Shows what a headless agent tells of its work, or what was done with one in tmux."""
+    run, dim = args.run, ("\x1b[2m", "\x1b[22m") if os.isatty(1) else ("", "")
+    pipe = AGENTS[run.facts["agent"]].pipe if run.is_headless else None
+    lines = follow_lines(run, "stdout.jsonl" if pipe else "events.jsonl", args.follow and not args.json)
+    if args.json:
+        rows = parse_events(lines, pipe.format) if pipe else parse_json_lines(decode(b"".join(lines)))
+        return emit([row._asdict() if pipe else row for row in rows])
+    with named_interrupt(run):
+        for piece in render_events(parse_events(lines, pipe.format), dim) if pipe else map(event_line, lines):
+            emit(piece, end="")
+    return 0
 
 
 def cmd_explain(args: "argparse.Namespace") -> int:
@@ -4303,7 +4874,7 @@ def cmd_demo(args: "argparse.Namespace") -> int:
             stop_run(run)
         say("what happened, from %s:" % run.path("events.jsonl"))
         for line in (read_file(run.path("events.jsonl")) or "").splitlines():
-            say(event_line(json.loads(line)))
+            say(event_line(line.encode()).rstrip())
         return show_ending(args, run, ending)
 
 
@@ -4358,6 +4929,7 @@ TASK = PROMPT + tuple(
     Arg("--here",           "",     "a talk works in the current folder"),
     Arg("--cwd",            "DIR",  "where the agent works", dict(default="")),
     Arg("--once",           "",     "end a talk's agent after its answer"),
+    Arg("-H --headless",    "",     "without a terminal"),
     Arg("--pane",    "", "in a pane beside this one", dict(dest="place", action="store_const", const="pane")),
     Arg("--session", "", "in a detached session", dict(dest="place", action="store_const", const="session")),
     Arg("--keep",           "",     "leave the worker alive when it is done"),
@@ -4366,6 +4938,8 @@ TASK = PROMPT + tuple(
 USAGE = (Arg("agents", "AGENT", "an agent or profile; else all that are installed", dict(nargs="*")),
          Arg("--fresh", "", "read it anew, however new it is"))
 ID = (Arg("id", "ID", "a run's number, or last"),)
+TURN = (Arg("--turn", "N", "not its latest turn but this one", dict(type=int, default=0)),)
+FOLLOW = (Arg("-f --follow", "", "go on until its turn is over"),)
 CHOICE = (Arg("choice", "CHOICE", "a label, its beginning, or 1"),)
 SCREEN = (Arg("screen", "ID|FILE", "a run, or a recorded screen"),
           Arg("--agent", "NAME", "whose screen a FILE is", dict(default="")))
@@ -4376,6 +4950,8 @@ COMMANDS = {   # verb -> (its deed, what --help says, its arguments less those t
                   ID + PROMPT + CONFIG + WAIT),
     "answer":    (cmd_answer,    "answer an agent's question with one of its options", ID + CHOICE + WAIT),
     "interrupt": (cmd_interrupt, "end the turn of a run; the agent of a talk stays", ID),
+    "result":    (cmd_result,    "show how a turn has ended", ID + TURN),
+    "log":       (cmd_log,       "show what an agent tells of its work", ID + FOLLOW),
     "explain":   (cmd_explain,   "say what a screen means, and by which rule", SCREEN),
     "usage":     (cmd_usage,     "show how much quota is left", USAGE + CONFIG),
     "stop":      (cmd_stop,      "end runs", (Arg("ids", "ID", "runs' numbers, or last", dict(nargs="+")),)),
@@ -4383,7 +4959,7 @@ COMMANDS = {   # verb -> (its deed, what --help says, its arguments less those t
     "profiles":  (cmd_profiles,  "show the profiles", CONFIG),
     "demo":      (cmd_demo,      "see the whole cycle with a built-in worker, no account needed", ()),
 }
-COMING_VERBS = ("show", "result", "screen", "log", "attach", "prune", "doctor", "install-skill",
+COMING_VERBS = ("show", "screen", "attach", "prune", "doctor", "install-skill",
                 "skill", "monitor", "trust", "diff", "merge")
 
 HELP = """selftalk %s: hand a prompt to another coding agent and get its answer back.

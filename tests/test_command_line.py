@@ -506,7 +506,8 @@ def test_without_runs_the_list_is_empty(sandbox):
 
 
 RESULT_KEYS = {"id", "folder", "watch", "profile", "agent", "form", "place", "workspace", "state", "outcome", "turn", "session_id", "parent", "depth",
-               "started_at", "ended_at", "exit_status", "answer", "source", "what", "fix", "model", "tokens", "options", "seconds", "took_over", "resets_at"}
+               "started_at", "ended_at", "exit_status", "answer", "source", "what", "fix", "model", "tokens", "options", "seconds", "took_over", "resets_at",
+               "cost_usd", "denied"}
 
 
 def test_the_answer_is_on_stdout_the_talk_on_stderr_and_json_has_these_keys(sandbox):

@@ -18,7 +18,7 @@ GENERIC, KNOWN = AGENTS["generic"], AGENTS["demo"]
 def judge(*sights, agent=KNOWN, stall_s=600.0, step_s=1.0):
     """The ending after a row of looks, one second apart; None while the turn goes on."""
     worker = types.SimpleNamespace(agent=agent, run=types.SimpleNamespace(facts={"stall_s": stall_s}),
-                                   turn=types.SimpleNamespace(delivery="taken"))
+                                   turn=types.SimpleNamespace(delivery="taken"), has_screen=True, source="transcript")
     progress, ending = Progress(), None
     for number, sight in enumerate(sights):
         progress = note_sight(progress, sight, number * step_s)

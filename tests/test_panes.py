@@ -9,14 +9,15 @@ import pytest
 
 from selftalk import (AGENTS, START_FACTS, FromEnv, Launch, Profile, Record, RecordFollower, Run, Screen, Unusable,
                       check_tmux, compose_env, end_pane, fill_holes, find_begin, new_run, open_session, plan_answer,
-                      read_process, record_home, render_launcher, split_direction, task_prompt)
+                      read_process, record_home, render_launcher, split_direction, given_prompt)
 
-RUN = Run("/home/dev/it's state/runs/7", {"workspace": "/work/a b", "session_id": ""})
+RUN = Run("/home/dev/it's state/runs/7", {"workspace": "/work/a b", "session_id": "", "form": "task", "turn": 1,
+                                               "agent": "generic"})
 
 
 def launcher(interface="generic", prompt="hello", way="argument", **fields):
     profile = Profile("p", "/bin/agent", AGENTS[interface], prompt=way, **fields)
-    return render_launcher(RUN, Launch(profile, {}, task_prompt(RUN, prompt, profile)[1]), False)
+    return render_launcher(RUN, Launch(profile, {}, given_prompt(RUN, prompt, profile)[1]))
 
 
 @pytest.mark.parametrize("interface, words", [
@@ -55,14 +56,14 @@ def test_a_prompt_too_long_for_an_argument_is_given_as_a_file():
 
 def test_a_prompt_keeps_its_words_and_gets_instructions():
     given = "fix {folder} and {prompt}\n\n"
-    text = task_prompt(RUN, given, Profile("p", "agent", AGENTS["generic"]))[0]
+    text = given_prompt(RUN, given, Profile("p", "agent", AGENTS["generic"]))[0]
     assert text.startswith("fix {folder} and {prompt}\n\n---\n")
     assert "\n%s/done.md.tmp\n" % RUN.folder in text and "\n%s/done.md\n" % RUN.folder in text
 
 
 def test_a_prompt_that_an_agent_would_take_for_a_command_is_given_as_text():
     def given(interface, prompt):
-        return task_prompt(RUN, prompt, Profile("p", "agent", AGENTS[interface]))[1]
+        return given_prompt(RUN, prompt, Profile("p", "agent", AGENTS[interface]))[1]
 
     assert given("codex", "!echo hi").startswith(" !echo hi\n")
     assert given("opencode", "-rf x").startswith(" -rf x\n")

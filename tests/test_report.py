@@ -71,7 +71,8 @@ def test_the_keys_of_a_run_are_pinned(run):
 def test_the_keys_of_a_result_are_those_of_a_run_and_these(run):
     ending = Ending("answered", answer="größe", source="done.md", said=Said(model="m", tokens={"input": 1}))
     found = selftalk.result_object(run, ending)
-    assert set(found) - set(selftalk.run_object(run)) == {"answer", "source", "what", "fix", "model", "tokens", "options", "seconds", "resets_at"}
+    assert set(found) - set(selftalk.run_object(run)) == {"answer", "source", "what", "fix", "model", "tokens", "options", "seconds", "resets_at",
+                                                           "cost_usd", "denied"}
     assert (found["answer"], found["source"], found["what"], found["model"], found["tokens"], found["seconds"]) == (
         "größe", "done.md", None, "m", {"input": 1}, 12.5)
     assert json.loads(json.dumps(found)) == found
@@ -122,5 +123,5 @@ def test_a_line_about_a_run_is_one_line_whatever_its_workspace_is_called(run, sh
 
 
 def test_an_event_is_one_line():
-    assert selftalk.event_line({"at": 0.0, "event": "dialog", "name": "trust", "keys": ["Down"]}).endswith(
-        "dialog    name=trust keys=['Down']")
+    assert selftalk.event_line(b'{"at": 0.0, "event": "dialog", "name": "trust", "keys": ["Down"]}\n').endswith(
+        "dialog    name=trust keys=['Down']\n")
