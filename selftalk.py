@@ -286,7 +286,7 @@ class Pane(NamedTuple):
 class Pipe(NamedTuple):
     """How an agent is run without a terminal."""
     format: str                         # see EVENT_FORMATS
-    args: tuple[str, ...] = ()          # before those of the profile
+    args: tuple[str, ...] = ()          # behind those of the profile
     by: str = "stdin"                   # how it is given its prompt, unless the profile says it
     resume: tuple[str, ...] = ()        # args that take up {session}; (): those of Start
     rules: tuple[Rule, ...] = ()        # over the end of what it writes to stderr
@@ -655,7 +655,7 @@ AGENT_ROWS = (
                        "CLAUDE_EFFORT", "CLAUDE_CODE_MESSAGING_SOCKET", "CLAUDE_CODE_MESSAGING_TOKEN",
                        "CLAUDE_CODE_SESSION_ATTENDED", "CLAUDE_CODE_CHILD_NOTES_DIR", "AI_AGENT")),
           pane=Pane(CLAUDE_MARKS, CLAUDE_RULES, CLAUDE_DIALOGS, CLAUDE_SUBMIT, quit=("C-c", "C-c")),
-          pipe=Pipe("claude-stream", ("-p", "--output-format", "stream-json", "--verbose"), commands="/"),
+          pipe=Pipe("claude-stream", ("-p", "--output-format=stream-json", "--verbose"), commands="/"),
           quota=CLAUDE_QUOTA,
           record=Record("claude-transcript", ("CLAUDE_CONFIG_DIR", "~/.claude"),
                         "projects/*/{session}.jsonl")),
@@ -691,7 +691,7 @@ AGENT_ROWS = (
               markers=("GEMINI_CLI", "GEMINI_CLI_NO_RELAUNCH", "GEMINI_CLI_TRUST_WORKSPACE",
                        "npm_@google:registry")),
           pane=Pane(GEMINI_MARKS, GEMINI_RULES, GEMINI_DIALOGS, GEMINI_SUBMIT, quit=("C-c", "C-c")),
-          pipe=Pipe("gemini-stream", ("-o", "stream-json")),
+          pipe=Pipe("gemini-stream", ("--output-format=stream-json",)),
           quota=Quota(unknown="only its own screens tell it, to some logins"),   # 0.61.0
           record=Record("gemini-chat", ("GEMINI_CLI_HOME", "~"),
                         ".gemini/tmp/*/chats/session-*-{session:.8}.jsonl")),
@@ -705,13 +705,13 @@ AGENT_ROWS = (
               markers=("OPENCODE", "OPENCODE_PID", "AGENT", "OPENCODE_PRINT_LOGS", "OPENCODE_LOG_LEVEL")),
           pane=Pane(OPENCODE_MARKS, OPENCODE_RULES, (), OPENCODE_SUBMIT, interrupt=("Escape", "Escape"),
                     digits=r"^  ┃  \d\. (\S.*?)(?: {2,}.*)?$", quit=("C-c",)),
-          pipe=Pipe("opencode-run", ("run", "--format", "json")),
+          pipe=Pipe("opencode-run", ("run", "--format=json")),
           record=Record("opencode-rows", ("XDG_DATA_HOME", "~/.local/share"), "opencode/opencode.db",
                         r"(?m)^timestamp=\S+ level=INFO run=\S+ message=created id=(ses_\w+) .*"
                         r" parentID=undefined ", True, OPENCODE_QUERY)),
 
     Agent("cursor", "cursor-agent", pane=Pane(silence_s=60.0),
-          pipe=Pipe("claude-stream", ("-p", "--output-format", "stream-json"), by="argument")),
+          pipe=Pipe("claude-stream", ("-p", "--output-format=stream-json"), by="argument")),
 
     Agent("demo", "", pane=Pane({}, DEMO_RULES, DEMO_DIALOGS)),   # the worker of `selftalk demo`: see room 17
 )
@@ -1595,10 +1595,12 @@ def parse_claude_event(line: dict[str, Any]) -> Iterator[Event]:
         yield Event("step", facts={"resets_at": as_time(line["rate_limit_info"].get("resetsAt"))})
     elif kind in ("assistant", "user") and message.get("model") != "<synthetic>":   # an error: `result` has it
         blocks = message.get("content")
+        is_ours = kind == "assistant" and not line.get("parent_tool_use_id")   # and no helper's
+        if is_ours:
+            yield Event("begin", str(message.get("id") or ""))
         for block in map(as_map, blocks if isinstance(blocks, list) else []):
-            what, is_ours = block.get("type"), kind == "assistant" and not line.get("parent_tool_use_id")
+            what = block.get("type")
             if what == "text" and is_ours:
-                yield Event("begin", str(message.get("id") or "?"))
                 yield Event("text", str(block.get("text") or ""), "\n")
             elif what == "thinking":
                 yield Event("thought", str(block.get("thinking") or ""))
@@ -1655,6 +1657,7 @@ def parse_gemini_event(line: dict[str, Any]) -> Iterator[Event]:
         yield Event("begin")
     elif kind == "tool_result":
         yield Event("tool-result", str(line.get("output") or line.get("status") or ""))
+        yield Event("begin")
     elif kind == "error":
         yield Event("retry", str(line.get("message") or ""))
     elif kind == "result":
@@ -1729,16 +1732,16 @@ def fold_event(said: Said, event: Event) -> Said:
     if kind == "error":
         return break_off(said, text, is_login=facts.get("is_login"))
     if kind == "done":
-        return said._replace(state="ready", text=said.text or text)
+        return said._replace(state="ready", text=said.text or text, turn=said.turn or int(bool(text) and not said.text))
     if kind in ("step", "stray"):
         return said
     said = said._replace(state="busy", error=text if kind == "retry" else "")
     if kind == "session":
         return said._replace(session=text or said.session)
-    if kind == "begin" and text:
-        return said if text == said.message else said._replace(message=text, goes_on=False)
-    if kind == "begin":
-        return said._replace(turn=said.turn + 1, message="", goes_on=False)
+    if kind == "begin" and text and text == said.message:
+        return said
+    if kind == "begin":   # behind nothing that was seen, a message with an id may have begun before
+        return said._replace(turn=said.turn + (not text or bool(said.message)), message=text, goes_on=False)
     return said._replace(text=said.text + glue + text if said.goes_on else text, goes_on=True) \
         if kind == "text" else said
 
@@ -2064,25 +2067,29 @@ def read_bytes(path: str, start: int = 0) -> Optional[bytes]:
     return None
 
 
+def join_edges(head: bytes, left_out: int, tail: bytes) -> bytes:
+    """The beginning of a long line, less an escape that was cut, how much is missing, and its end."""
+    whole = re.sub(rb"((?:^|[^\\])(?:\\\\)*)\\(?:u\w{0,3})?$", rb"\1", head)
+    return b"%s[%d bytes are left out here]%s" % (whole, left_out, tail)
+
+
 def read_lines(path: str, start: int, limit: int) -> Iterator[tuple[int, bytes]]:
     """The lines of a file from byte `start` on, each with the place where it ends; the last one may lack its
     line feed. Of one with more than `limit` bytes it is the first and the last 64 KiB, and how many are left
-    out in between: text cut so stays one JSON string, and memory flat."""
-    edge = 1 << 16
-    with contextlib.suppress(OSError), open(path, "rb", opener=open_plain) as file:
+    out in between: what was one JSON string stays one, and memory flat."""
+    edge, line, left_out, slashes = 1 << 16, b"", 0, 0   # as many stand before what is kept of the end
+    with contextlib.suppress(OSError), open(path, "rb", 2 * edge, opener=open_plain) as file:
         file.seek(start)
-        for line in iter(lambda: file.readline(limit), b""):
-            start += len(line)
-            if len(line) == limit and line[-1:] != b"\n":
-                tail, begin = line, start - limit
-                for piece in iter(lambda: file.readline(limit), b""):
-                    tail, start = (tail + piece)[-edge:], start + len(piece)
-                    if piece[-1:] == b"\n":
-                        break
-                safe = re.search(rb"[^\\\"]{8}", tail)   # not within an escape
-                note = b"[%d bytes are left out here]" % (start - begin - 2 * edge)
-                line = re.sub(rb"\\(?:u\w{0,3})?$", b"", line[:edge]) + note + tail[safe.start() if safe else 0:]
-            yield start, line
+        for piece in itertools.chain(iter(lambda: file.readline(2 * edge), b""), [b""]):
+            start, line, is_end = start + len(piece), line + piece, piece[-1:] in (b"\n", b"")
+            if len(line) > (4 * edge if left_out else limit) or left_out and is_end:
+                middle = line[edge:-edge]
+                own = len(middle) - len(middle.rstrip(b"\\"))
+                slashes, left_out = own + slashes * (own == len(middle)), left_out + len(middle)
+                line = line[:edge] + line[-edge:]
+            if is_end and line:
+                yield start, join_edges(line[:edge], left_out, line[edge + slashes % 2:]) if left_out else line
+                line, left_out, slashes = b"", 0, 0
 
 
 def read_file(path: str) -> Optional[str]:
@@ -3324,8 +3331,8 @@ class Worker:
 # An agent without a terminal: a process of its own session, and the files that it writes itself. Nothing of
 # its output passes through us; what matters of it is read from the end of its stream.
 
-WINDOW_BYTES = 1 << 20        # of the end of a stream, read first; further back only when that does not tell
-LONGEST_LINE_BYTES = 1 << 22
+WINDOW_BYTES = 1 << 18        # of the end of a stream, read first; further back only when that does not tell
+LONGEST_LINE_BYTES = 1 << 21
 MOST_BYTES = 1 << 28          # further back than that nobody looks for the beginning of an answer
 LOG_BYTES = 1 << 14           # of the end of what it writes to stderr
 SHOWN_EVENTS = 40
@@ -3337,9 +3344,9 @@ def pipe_profile(profile: Profile) -> Profile:
     pipe = profile.agent.pipe
     if not pipe:
         raise Unusable("profile `%s`: its agent needs a terminal" % profile.name, "leave out headless")
-    args = pipe.args if not set(pipe.args[:1]) & set(profile.args) else ()   # else it says itself how
+    args = tuple(arg for arg in pipe.args if arg not in profile.args)   # the profile may say itself how
     way = pipe.by if profile.prompt == "argument" else profile.prompt
-    return profile._replace(args=args + profile.args, prompt=way)
+    return profile._replace(args=profile.args + args, prompt=way)
 
 
 def open_pipe(run: Run, launch: Launch) -> None:
@@ -3372,6 +3379,7 @@ class PipedWorker:
         self.launcher, self.turn = fact_process(run.facts["launcher"]), current_turn(run)
         self.path, self.start, self.offset = run.path("stdout.jsonl"), self.turn.base, self.turn.base
         self.said, self.events = Said(cost_usd=0.0), []   # of the stream from byte `start` to `offset`
+        self.seen_bytes = -1                              # its size when that was last asked for
         self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> "PipedWorker":
@@ -3386,8 +3394,10 @@ class PipedWorker:
         return self.said.session or self.run.facts["session_id"]
 
     def has_news(self) -> bool:
-        """A cheap look: whether the worker ended, published, or wrote into its stream."""
-        return file_stamp(self.path)[0] > self.offset or has_signs(self.run, self.launcher)
+        """A cheap look: whether the worker ended, published, or wrote into its stream and pauses now: while
+        it writes on and on, the looks that are due anyway are enough."""
+        before, self.seen_bytes = self.seen_bytes, file_stamp(self.path)[0]
+        return self.offset < self.seen_bytes == before or has_signs(self.run, self.launcher)
 
     def has_changed(self) -> bool:
         return self.run.has_changed()
@@ -3422,7 +3432,7 @@ class PipedWorker:
         while self.start > self.turn.base and not self.said.turn and span < MOST_BYTES and (
                 self.said.state in ("ready", "failed", "limited", "login")
                 or is_ended and (self.agent.pipe.publishes or self.said.state == "unknown")):
-            span *= 8
+            span *= 32
             self._jump(size - span, is_ended)
         if self.start > self.turn.base and not self.said.turn and self.said.state == "ready":
             return self.said._replace(text="[its beginning is in %s]\n%s" % (self.path, self.said.text))
@@ -4994,8 +5004,9 @@ def make_parser(name: str) -> "argparse.ArgumentParser":
     """The parser of one verb."""
     import argparse   # 8 ms, and neither --version nor --help needs it
     _, told, rows = COMMANDS[name]
+    operands = " ".join(arg.takes for arg in rows if not arg.names.startswith("-"))
     parser = argparse.ArgumentParser(prog="selftalk.py " + name, description=told, allow_abbrev=False,
-                                     add_help=False)
+                                     add_help=False, usage="%%(prog)s [options] %s" % operands)
     parser.error = refuse_arguments
     parser.set_defaults(config="", is_talk=False)
     for arg in rows + COMMON:
