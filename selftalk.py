@@ -1068,10 +1068,9 @@ def read_text_value(node: Node, what: str) -> str:
     """A scalar as its author wrote it: `1.10` stays "1.10" and `true` stays "true"."""
     if node.value is None or isinstance(node.value, (dict, list)):
         raise yaml_error(node, "%s must be a text" % what, "write it on one line, in quotes when it is empty")
-    text = node.value if isinstance(node.value, str) else node.text
-    if "\0" in text:
+    if "\0" in node.text:
         raise yaml_error(node, "%s holds a NUL character" % what, "leave it out: no program can be given one")
-    return text
+    return node.text
 
 
 def read_choice(node: Node, choices: Iterable[str], what: str) -> str:
