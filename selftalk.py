@@ -2304,12 +2304,9 @@ def converse(argv: tuple[str, ...], send: str, is_answer: Callable[[str], object
         env = {**env, "TMPDIR": folder, "SELFTALK_PROBE": folder}
         if find_program("timeout", env.get("PATH", os.defpath), folder):   # for when we are killed meanwhile
             argv = ("timeout", "-k", "1", "%d" % (deadline_s + 5.0), *argv)
-        try:
-            with open(path, "wb") as file:
-                asked = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT,
-                                         env=env, cwd=folder, start_new_session=True)
-        except OSError as error:
-            raise Failure("%s: cannot be run: %s" % (argv[0], (error.strerror or "").lower())) from error
+        with using_file(argv[0], "run"), open(path, "wb") as file:
+            asked = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT,
+                                     env=env, cwd=folder, start_new_session=True)
         root = read_process(asked.pid) or Process(0, "")   # ended: its mark tells what it left
         try:
             with contextlib.suppress(OSError):   # it may have ended without reading
