@@ -3555,11 +3555,15 @@ def ask_agent(profile: Profile, env: dict[str, str], program: str, echo: Optiona
     return Usage(unknown="; ".join(troubles) or quota.unknown)
 
 
-def read_usage(profile: Profile, env: dict[str, str], state: str, program: str, *, is_fresh: bool = False,
-               echo: Optional[Tell] = None) -> Usage:
-    """The usage of a profile's account: as kept when that is new enough, else asked for. What was known last
-    stays, with its time, when nothing can be read now."""
-    path, began = usage_path(state, profile, env), time.time()
+def read_account(profile: Profile, base: dict[str, str], *, is_fresh: bool = False,
+                 echo: Optional[Tell] = None) -> Usage:
+    """The usage of the account that a profile would run on now: as kept when that is new enough, else asked
+    for. What was known last stays, with its time, when nothing can be read. `Missing` without its agent."""
+    env, began = compose_env(profile, base, os.getuid() == 0), time.time()
+    program = find_program(profile.command, env.get("PATH", os.defpath), os.getcwd())
+    if not program:
+        raise Missing("%s is not installed" % profile.name, profile.agent.install)
+    path = usage_path(state_folder(base), profile, env)
     usage = load_usage(path, began)
     if not is_fresh and abs(began - usage.asked_at) < CACHE_S:
         return usage
@@ -3609,16 +3613,6 @@ def describe_usage(usage: Usage, limits: dict[str, float], now: float) -> str:
         return "inconclusive: %s" % (usage.unknown or "nothing is known")
     age = "" if now - usage.read_at < CACHE_S else ", read %d min ago" % ((now - usage.read_at) / 60)
     return "%s at %d%% (limit %g%%%s)" % (name, used or 0, limits.get(name, 100), age)
-
-
-def read_account(profile: Profile, base: dict[str, str], *, is_fresh: bool = False,
-                 echo: Optional[Tell] = None) -> Usage:
-    """The usage of the account that a profile would run on now. `Missing` when its agent is not installed."""
-    env = compose_env(profile, base, os.getuid() == 0)
-    program = find_program(profile.command, env.get("PATH", os.defpath), os.getcwd())
-    if not program:
-        raise Missing("%s is not installed" % profile.name, profile.agent.install)
-    return read_usage(profile, env, state_folder(base), program, is_fresh=is_fresh, echo=echo)
 
 
 def choose_route(chain: Iterable[Profile], read: Callable[[Profile], Usage], limits: dict[str, float],

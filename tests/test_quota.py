@@ -17,7 +17,7 @@ import selftalk
 from sandboxes import PROGRAM, until_true
 from selftalk import (AGENTS, NO_WINDOWS, USAGE_FORMATS, Agent, Failure, Missing, Probe, Profile, Quota, Unusable, Usage,
                       Window, choose_route, find_limits, find_reason, keep_usage, load_usage, make_window, note_limit,
-                      parse_reset, read_config, read_usage, usage_lines, usage_object, usage_path)
+                      parse_reset, read_account, read_config, usage_lines, usage_object, usage_path)
 
 FOLDER = pathlib.Path(__file__).parent / "quota"
 FORMAT_OF = {"claude-get-usage": "claude-get-usage", "claude-usage-text": "usage-text", "claude-screen": "usage-text",
@@ -438,7 +438,7 @@ class Account:
         pathlib.Path(self.program).write_text("#!/bin/sh\necho $$ >> %s/calls\n. %s/deed\n" % (self.folder, self.folder))
         os.chmod(self.program, 0o755)
         self.row = Agent("made", self.program, quota=Quota((Probe("asked", "codex-limits", ("ask",), send="how much is left\n"),)))
-        self.state = str(box.folder / "state")
+        self.state = selftalk.state_folder(box.env)
         self.has(12)
 
     def deed(self, text):
@@ -448,7 +448,7 @@ class Account:
         self.deed("read question\necho '%s'\nwhile read more; do :; done" % (ANSWER % (session, time.time() + 3600)))
 
     def read(self, **options):
-        return read_usage(self.profile, self.box.env, self.state, self.program, **options)
+        return read_account(self.profile, self.box.env, **options)
 
     @property
     def profile(self):
@@ -637,7 +637,7 @@ def test_the_newest_rollout_tells_what_the_app_server_does_not(sandbox):
         path.write_text('{"garbage\n' + line % (50, time.time() + 60) + "x" * selftalk.TAIL_BYTES + "\n" + line % (percent, time.time() + 60))
         os.utime(path, (time.time() - 10_000 + percent, time.time() - (1000 if day == "20" else 500)))
     env = {**sandbox.env, "CODEX_HOME": str(home)}
-    usage = read_usage(Profile("codex", str(program), AGENTS["codex"]), env, str(sandbox.folder / "state"), str(program))
+    usage = read_account(Profile("codex", str(program), AGENTS["codex"]), env)
     assert (percents(usage), usage.source) == ([("session", 7.0)], "rollout")
     assert 499 < time.time() - usage.read_at < 600      # as old as the record, however new the look
 
