@@ -3486,7 +3486,7 @@ class Route(NamedTuple):
     """Who does the work, and why."""
     profile: Profile
     reason: str                  # one line for the person who asked
-    usage: Usage = Usage()       # of the preferred account: what the decision stands on
+    usage: Usage                 # of the preferred account: what the decision stands on
     is_inconclusive: bool = False
     is_used_up: bool = False     # as all the others are
 
@@ -3517,14 +3517,13 @@ def keep_usage(path: str, usage: Usage) -> None:
     write_file(path, json.dumps(kept) + "\n")
 
 
-def ask_probe(probe: Probe, profile: Profile, env: dict[str, str], program: str,
-              echo: Optional[Tell]) -> Usage:
+def ask_probe(probe: Probe, profile: Profile, env: dict[str, str], echo: Optional[Tell]) -> Usage:
     """What one of an agent's sources says."""
     import glob
     parse, read_at, last = functools.partial(USAGE_FORMATS[probe.format], now=time.time()), time.time(), ""
     if probe.args:
         try:
-            argv = (program, *probe.args)
+            argv = (profile.command, *probe.args)
             text = converse(argv, probe.send, parse, env=env, deadline_s=PROBE_S, echo=echo)
         except Failure as failure:   # one agent's trouble is not to hide what the others tell
             return Usage(unknown=failure.what)
@@ -3537,17 +3536,17 @@ def ask_probe(probe: Probe, profile: Profile, env: dict[str, str], program: str,
     return (parse(text) or Usage(unknown=last or "no answer"))._replace(source=probe.source, read_at=read_at)
 
 
-def ask_agent(profile: Profile, env: dict[str, str], program: str, echo: Optional[Tell]) -> Usage:
-    """What an agent says of its account now: its first source that knows decides."""
+def ask_agent(profile: Profile, env: dict[str, str], echo: Optional[Tell]) -> Usage:
+    """What an agent (its path is the profile's command) says of its account: its first source that knows."""
     quota, troubles = profile.agent.quota, []
     for probe in quota.probes:
-        usage = ask_probe(probe, profile, env, program, echo)
+        usage = ask_probe(probe, profile, env, echo)
         unknown, has_login = usage.unknown, usage.has_login
         if not unknown:
             return usage
         if unknown == NO_WINDOWS and has_login is None and quota.login:
             with contextlib.suppress(Failure):
-                ran = run_command(program, *quota.login, env=env, timeout_s=PROBE_S, echo=echo)
+                ran = run_command(profile.command, *quota.login, env=env, timeout_s=PROBE_S, echo=echo)
                 has_login = ran.status == 0
         if unknown == NO_WINDOWS or has_login is False:   # no other source will know more
             return Usage(unknown="not logged in" if has_login is False else unknown, has_login=has_login)
@@ -3572,7 +3571,7 @@ def read_account(profile: Profile, base: dict[str, str], *, is_fresh: bool = Fal
         usage = load_usage(path, time.time())
         if abs(time.time() - usage.asked_at) < CACHE_S and (usage.asked_at >= began or not is_fresh):
             return usage   # somebody else has asked while we waited for the lock
-        found = ask_agent(profile, env, program, echo)
+        found = ask_agent(profile._replace(command=program), env, echo)
         if found.unknown and found.has_login is None:   # nothing new was learnt
             found = found._replace(windows=usage.windows, source=usage.source, read_at=usage.read_at)
         found = found._replace(asked_at=time.time(), limited_until=usage.limited_until)
@@ -3612,7 +3611,7 @@ def describe_usage(usage: Usage, limits: dict[str, float], now: float) -> str:
     if not name:
         return "inconclusive: %s" % (usage.unknown or "nothing is known")
     age = "" if now - usage.read_at < CACHE_S else ", read %d min ago" % ((now - usage.read_at) / 60)
-    return "%s at %d%% (limit %g%%%s)" % (name, used or 0, limits.get(name, 100), age)
+    return "%s at %d%% (limit %g%%%s)" % (name, used, limits.get(name, 100), age)
 
 
 def choose_route(chain: Iterable[Profile], read: Callable[[Profile], Usage], limits: dict[str, float],
@@ -3640,15 +3639,15 @@ def choose_route(chain: Iterable[Profile], read: Callable[[Profile], Usage], lim
     if not spared:
         raise Missing("smart-route: nobody can do it: %s" % "; ".join(notes), "install or log in one of them")
     reason = "%s; nobody else has more left -> %s" % ("; ".join(notes), spared.name)
-    return Route(spared, reason, asked or Usage(), is_used_up=True)
+    return Route(spared, reason, asked, is_used_up=True)
 
 
 def find_route(names: Iterable[str], config: Config, base: dict[str, str], *, is_fresh: bool = False,
-               limits: Optional[dict[str, float]] = None, echo: Optional[Tell] = None) -> Route:
-    """Who of these profiles does the work: the first one, up to the limits of the config, or to `limits`."""
+               limits: dict[str, float], echo: Optional[Tell]) -> Route:
+    """Who of these profiles does the work: the first one, up to `limits`."""
     chain = [find_target(config, name) for name in dict.fromkeys(names)]
     read = functools.partial(read_account, base=base, is_fresh=is_fresh, echo=echo)
-    return choose_route(chain, read, find_limits(config, chain[0]) if limits is None else limits, time.time())
+    return choose_route(chain, read, limits, time.time())
 
 
 # =============================================================================
