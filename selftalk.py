@@ -1787,6 +1787,7 @@ SPAN_S = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 CLOCK = re.compile(r"(?i)(?<![\d:.])(?:(0?[1-9]|1[0-2])(?:[:.]([0-5]\d))? ?([ap])m\b"
                    r"|([01]?\d|2[0-3])[:.]([0-5]\d)(?!\d))")
 DAY = re.compile(r"\b([A-Z][a-z]{2})[a-z]* ?(\d{1,2})(?![\d:])|\b(\d{1,2}) ([A-Z][a-z]{2})")
+ZONE = re.compile(r"(?<=\()[\w+/-]+(?=\))|\bUTC\b")
 
 
 def parse_reset(text: str, now: float) -> Optional[float]:
@@ -1797,15 +1798,14 @@ def parse_reset(text: str, now: float) -> Optional[float]:
     import zoneinfo
     found = RESET.search(text)
     words = text[found.end():found.end() + 60].split("\n")[0] if found else ""
-    clock, day, zone = CLOCK.search(words), DAY.search(words), re.search(r"\(([\w+/-]+)\)|\b(UTC)\b", words)
+    clock, day, zone = CLOCK.search(words), DAY.search(words), ZONE.search(words)
     if not clock:
         spans = SPAN.findall(words)
         return now + sum(int(number) * SPAN_S[unit] for number, unit in spans) if spans else None
     hour, minute = int(clock[1] or clock[4]), int(clock[2] or clock[5] or 0)
-    try:
-        name = zone[1] or zone[2] if zone else ""
+    with contextlib.suppress(ValueError, LookupError, OverflowError):   # no such day, month, hour or zone
         today = datetime.datetime.fromtimestamp(now, (   # UTC also where no zones are installed
-            datetime.timezone.utc if name == "UTC" else zoneinfo.ZoneInfo(name)) if name else None)
+            datetime.timezone.utc if zone[0] == "UTC" else zoneinfo.ZoneInfo(zone[0])) if zone else None)
         at = today.replace(hour=hour % 12 + 12 * (clock[3] in "pP") if clock[3] else hour, minute=minute,
                            second=59, microsecond=0)   # what is told to the minute may last to its end
         if not day:
@@ -1817,8 +1817,7 @@ def parse_reset(text: str, now: float) -> Optional[float]:
         at = at.replace(int(year[0]) if year else at.year, month, int(day[2] or day[3]))
         is_next_year = not year and at.timestamp() < now - 180 * 86400
         return at.replace(at.year + is_next_year).timestamp()
-    except (ValueError, LookupError, OverflowError):   # no such day, month, hour or zone
-        return None
+    return None
 
 
 def make_window(name: str, used: object, resets: object, now: float) -> Window:
