@@ -1045,16 +1045,16 @@ def advise_word(word: str, known: Iterable[str]) -> str:
     return "did you mean `%s`?" % near if near else "one of: %s" % ", ".join(known)
 
 
-def read_kind(node: Node, kind: type, what: str) -> Any:
-    """A value of one of KINDS; an empty one is an empty map or list. `Unusable` for anything else."""
-    if node.value is None and kind is not bool:
+def read_kind(node: Optional[Node], kind: type, what: str) -> Any:
+    """A value of one of KINDS; an empty or absent one is an empty map or list. `Unusable` for all else."""
+    if not node or node.value is None and kind is not bool:
         return kind()
     if not isinstance(node.value, kind):
         raise yaml_error(node, "%s must be %s" % (what, KINDS[kind][0]), KINDS[kind][1])
     return node.value
 
 
-def read_map(node: Node, known: tuple[str, ...], what: str) -> dict[str, Node]:
+def read_map(node: Optional[Node], known: tuple[str, ...], what: str) -> dict[str, Node]:
     """The entries of a map; `Unusable` for the first key that nobody reads."""
     entries = read_kind(node, dict, what)
     for key, value in entries.items():
@@ -1148,14 +1148,13 @@ def read_limits(node: Node, what: str) -> dict[str, float]:
     return {str(name): float(row.value) for name, row in rows}
 
 
-def read_route(node: Node, profiles: dict[str, Profile]) -> SmartRoute:
+def read_route(node: Optional[Node], profiles: dict[str, Profile]) -> SmartRoute:
     """The config's part about quotas."""
     entries = read_map(node, ("threshold", "chain", "agents"), "smart_route")
-    known, none = {**built_in_config().profiles, **profiles}, Node(None, "", 0, 0)
-    items = read_kind(entries.get("chain", none), list, "chain")
+    known, items = {**built_in_config().profiles, **profiles}, read_kind(entries.get("chain"), list, "chain")
     chain = tuple(read_choice(item, known, "chain") for item in items) or ROUTE
     parts = {"": entries}
-    for name, owner in read_kind(entries.get("agents", none), dict, "agents").items():
+    for name, owner in read_kind(entries.get("agents"), dict, "agents").items():
         read_choice(Node(name, str(name), owner.key_line, owner.key_column), known, "agent")
         parts[name] = read_map(owner, ("threshold",), str(name))
     return SmartRoute(chain, {name: read_limits(part["threshold"], "threshold")
@@ -1166,20 +1165,20 @@ def read_config(text: str, source: str) -> Config:
     """The config in a text. `Unusable` names the line, the column and what to write instead."""
     top = parse_yaml(text)
     entries = read_map(top, CONFIG_KEYS, "the config")
-    nodes = read_kind(entries.get("profiles", Node(None, "", 1, 1)), dict, "profiles")
+    nodes = read_kind(entries.get("profiles"), dict, "profiles")
     profiles = {name: read_profile(name, node) for name, node in nodes.items()}
     if not profiles and "smart_route" in entries:
         profiles = built_in_config().profiles
     if not profiles:
         raise yaml_error(top, "the config has no profiles",
                          "add `profiles:` with a name and a `command:` below it")
-    if "headless" in entries and read_kind(entries["headless"], bool, "headless"):
+    if read_kind(entries.get("headless"), bool, "headless"):
         profiles = {name: profile._replace(headless=True) for name, profile in profiles.items()}
     default, depth = entries.get("default_profile"), entries.get("max_depth")
     default_profile = read_choice(default, profiles, "default_profile") if default else ""
     if depth and (type(depth.value) is not int or depth.value < 1):
         raise yaml_error(depth, "max_depth must be a number above 0", "write for example `max_depth: 3`")
-    route = read_route(entries["smart_route"], profiles) if "smart_route" in entries else SmartRoute()
+    route = read_route(entries.get("smart_route"), profiles)
     return Config(source, profiles, default_profile, depth.value if depth else 0, route)
 
 
