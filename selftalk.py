@@ -1826,7 +1826,7 @@ def make_window(name: str, used: object, resets: object, now: float) -> Window:
     if isinstance(resets, str):
         with contextlib.suppress(ValueError):
             resets = datetime.datetime.fromisoformat(resets.replace("Z", "+00:00")).timestamp()
-    resets_at = float(resets) if isinstance(resets, (int, float)) and 1e9 < resets < 1e10 else None
+    resets_at = as_time(resets)
     is_told = type(used) in (int, float) and 0 <= used <= 1000 and not (resets_at and resets_at <= now)
     return Window(clean_text(name), min(100.0, float(used)) if is_told else None, resets_at)
 
