@@ -691,7 +691,8 @@ AGENT_ROWS = (
               markers=("GEMINI_CLI", "GEMINI_CLI_NO_RELAUNCH", "GEMINI_CLI_TRUST_WORKSPACE",
                        "npm_@google:registry")),
           pane=Pane(GEMINI_MARKS, GEMINI_RULES, GEMINI_DIALOGS, GEMINI_SUBMIT, quit=("C-c", "C-c")),
-          pipe=Pipe("gemini-stream", ("--output-format=stream-json",)),
+          pipe=Pipe("gemini-stream", ("--output-format=stream-json",), by_file=r"\s*/", rules=(
+              Rule("no-login", "login", "bottom:9", (r"^Please set an Auth method\b.*",)),)),
           quota=Quota(unknown="only its own screens tell it, to some logins"),   # 0.61.0
           record=Record("gemini-chat", ("GEMINI_CLI_HOME", "~"),
                         ".gemini/tmp/*/chats/session-*-{session:.8}.jsonl")),
@@ -1591,7 +1592,7 @@ def parse_claude_event(line: dict[str, Any]) -> Iterator[Event]:
         yield Event("retry", "%s, attempt %s" % (line.get("error"), line.get("attempt")))
     elif kind == "rate_limit_event" and as_map(line.get("rate_limit_info")).get("status") == "rejected":
         yield Event("step", facts={"resets_at": as_time(line["rate_limit_info"].get("resetsAt"))})
-    elif kind in ("assistant", "user") and message.get("model") != "<synthetic>":   # an error: `result` has it
+    elif kind in ("assistant", "user") and message.get("model") != "<synthetic>":   # `result` tells it
         blocks = message.get("content")
         is_ours = kind == "assistant" and not line.get("parent_tool_use_id")   # and no helper's
         if is_ours:
@@ -1666,8 +1667,8 @@ def parse_gemini_event(line: dict[str, Any]) -> Iterator[Event]:
 
 
 def parse_opencode_event(line: dict[str, Any]) -> Iterator[Event]:
-    """A line of `opencode run --format json` (1.18.33): it has no last event but the end of a step that called
-    no tool. A refused tool ends it like that, with exit status 0 and no word."""
+    """A line of `opencode run --format json` (1.18.33). Its last event is the end of a step that called no
+    tool; a refused one ends it without that, without a word, and with exit status 0."""
     kind, part = line.get("type"), as_map(line.get("part"))
     state = as_map(part.get("state"))
     if kind == "step_start":
@@ -1730,7 +1731,8 @@ def fold_event(said: Said, event: Event) -> Said:
     if kind == "error":
         return break_off(said, text, is_login=facts.get("is_login"))
     if kind == "done":
-        return said._replace(state="ready", text=said.text or text, turn=said.turn or int(bool(text) and not said.text))
+        is_whole = bool(said.turn) or bool(text) and not said.text
+        return said._replace(state="ready", text=said.text or text, turn=max(said.turn, is_whole))
     if kind in ("step", "stray"):
         return said
     said = said._replace(state="busy", error=text if kind == "retry" else "")
@@ -1750,8 +1752,8 @@ SHOWN_LETTERS = 160   # of an event that is not what the agent says
 
 
 def render_events(events: Iterable[Event], dim: tuple[str, str] = ("", "")) -> Iterator[str]:
-    """Events for a person, piece by piece: whole what an agent says and thinks, a line for each of the others;
-    `dim` stands around what it thinks."""
+    """Events for a person, piece by piece: whole what an agent says and thinks, of the others a line; `dim`
+    stands around what it thinks."""
     before = ""   # the kind of text whose line is still open
     for kind, text, glue, facts in events:
         text, left = clean_text(text), "\n" * bool(before)
@@ -2085,7 +2087,8 @@ def read_lines(path: str, start: int, limit: int) -> Iterator[tuple[int, bytes]]
                 slashes, left_out = own + slashes * (own == len(middle)), left_out + len(middle)
                 line = line[:edge] + line[-edge:]
             if is_end and line:
-                yield start, join_edges(line[:edge], left_out, line[edge + slashes % 2:]) if left_out else line
+                tail = line[edge + slashes % 2:]   # a slash that is gone would have escaped its first letter
+                yield start, join_edges(line[:edge], left_out, tail) if left_out else line
                 line, left_out, slashes = b"", 0, 0
 
 
@@ -2284,8 +2287,8 @@ def watch_death(pid: int) -> Iterator[Callable[[float], None]]:
 def start_detached(argv: tuple[str, ...], env: dict[str, str]) -> int:
     """Starts a command in a session of its own, which no signal of ours and no hang-up reaches; its pid."""
     import subprocess
-    quiet = subprocess.DEVNULL
-    return subprocess.Popen(argv, stdin=quiet, stdout=quiet, stderr=quiet, env=env, start_new_session=True).pid
+    null = subprocess.DEVNULL
+    return subprocess.Popen(argv, stdin=null, stdout=null, stderr=null, env=env, start_new_session=True).pid
 
 
 def converse(argv: tuple[str, ...], send: str, is_answer: Callable[[str], object], *, env: dict[str, str],
@@ -2759,6 +2762,7 @@ def make_scratch(path: str) -> str:
 # =============================================================================
 # An agent in tmux: start it, look at it, answer its dialogs, type into it, end it.
 
+LARGEST_PROMPT_BYTES = 16 << 20
 ARGUMENT_LIMIT_BYTES = 120_000   # Linux takes 131,072 in one argument; a longer prompt is given as a file
 FIRST_LOOK_S = 0.25              # looks at screen and record: the first one, and how far apart they get
 LONGEST_LOOK_S = 1.0
@@ -2876,8 +2880,9 @@ def given_prompt(run: Run, prompt: str, profile: Profile) -> tuple[str, str]:
     way = profile.agent.pipe if run.is_headless else profile.agent.start
     text = DONE_FILE_PROMPT.replace("{folder}", run.folder).replace("{prompt}", prompt.rstrip("\n"), 1)
     text = " " * bool(re.match(way.commands, prompt)) + (text if was_task(run) else prompt)
-    is_long = len(text.encode("utf-8", "surrogateescape")) > ARGUMENT_LIMIT_BYTES
-    is_pointer = profile.prompt == "argument" and (is_long or re.match(way.by_file, prompt))
+    limit = ARGUMENT_LIMIT_BYTES if profile.prompt == "argument" else LARGEST_PROMPT_BYTES
+    is_long = len(text.encode("utf-8", "surrogateescape")) > limit
+    is_pointer = profile.prompt != "prompt-file-arg" and (is_long or re.match(way.by_file, prompt))
     return text, POINTER_PROMPT.format(folder=run.folder) if is_pointer else text
 
 
@@ -2905,9 +2910,11 @@ def render_launcher(run: Run, launch: Launch, prelude: str = "", wrap: tuple[str
     shell, `wrap` the command that runs the agent's."""
     profile, agent, folder = launch.profile, launch.profile.agent, shlex.quote(run.folder)
     is_pointer = launch.prompt == POINTER_PROMPT.format(folder=run.folder)
+    feeds = is_pointer and profile.prompt == "stdin"
     source = "printf %%s %s" % shlex.quote(launch.prompt) if is_pointer else "cat %s/prompt.md" % folder
     words = ['"$(prompt)"' if word == "{prompt}" else shlex.quote(word) for word in agent.start.prompt]
-    given = {"argument": " " + " ".join(words), "stdin": " < %s/prompt.md" % folder}.get(profile.prompt, "")
+    given = {"argument": " " + " ".join(words),
+             "stdin": " < %s/prompt.md" % folder * (not feeds)}.get(profile.prompt, "")
     log = " 2>> %s/stderr.log" % folder if agent.record and agent.record.has_log else ""
     odd = ["%s=%s" % pair for pair in agent.start.env if not ENV_NAME.match(pair[0])]   # sh would drop them
     command = ["env"] * bool(odd) + odd + [*wrap, *agent_argv(run, profile)]
@@ -2917,7 +2924,7 @@ def render_launcher(run: Run, launch: Launch, prelude: str = "", wrap: tuple[str
         prelude=prelude and prelude.format(folder) + "\n",
         needed="".join(': "${%s?is set by the profile}"\n' % name for name, _ in profile.env),
         prompt="prompt() { %s; }\n" % source if launch.prompt else "",
-        command=" ".join(map(shlex.quote, command)) + given * bool(launch.prompt) + log)
+        command="prompt | " * feeds + " ".join(map(shlex.quote, command)) + given * bool(launch.prompt) + log)
 
 
 def end_pane(run: Run, echo: Optional[Tell] = None) -> list[Process]:
@@ -3121,9 +3128,6 @@ class Worker:
         """A cheap look, a few system calls: whether the worker ended, published, or wrote in its record."""
         return self.record.has_grown or has_signs(self.run, self.launcher)
 
-    def has_changed(self) -> bool:
-        return self.run.has_changed()
-
     def read_said(self) -> Said:
         """What the agent's record says of the turn."""
         turns, (mark, base, delivery) = self.record.read(), self.turn
@@ -3192,7 +3196,7 @@ class Worker:
         """The first look that shows what `is_it` wants; None when none did, or a question came up."""
         for _ in until(patience_s, shortest_s=0.02, pause=self.pause):
             sight = self.look()
-            if sight.is_gone or sight.verdict.state == "asks" or self.has_changed():
+            if sight.is_gone or sight.verdict.state == "asks" or self.run.has_changed():
                 return None
             if is_it(sight):
                 return sight
@@ -3234,7 +3238,7 @@ class Worker:
         """Presses Enter and waits until the prompt was taken; once more when the composer still holds it."""
         list(until(self.agent.pane.submit.settle_s))
         for _ in range(2):
-            if self.has_changed() or not self.holds(prompt, self.look()):
+            if self.run.has_changed() or not self.holds(prompt, self.look()):
                 return False   # interrupted, or behind a dialog
             self.note_turn(delivery="entered")
             self.press("Enter")
@@ -3251,7 +3255,7 @@ class Worker:
         typed = typed_prompt(run, prompt, submit)
         with run.locked("typing"):
             self.turn = current_turn(run)
-            if self.turn.delivery == "taken" or self.has_changed():
+            if self.turn.delivery == "taken" or self.run.has_changed():
                 return ""
             is_again = self.turn.delivery != "waiting"
             if not (is_again and self.holds(typed, self.look())):
@@ -3393,9 +3397,6 @@ class PipedWorker:
         before, self.seen_bytes = self.seen_bytes, file_stamp(self.path)[0]
         return self.offset < self.seen_bytes == before or has_signs(self.run, self.launcher)
 
-    def has_changed(self) -> bool:
-        return self.run.has_changed()
-
     def look(self) -> Sight:
         """A whole look. What ends a turn is read first, and its fruits last."""
         is_dead, status = not is_alive(self.launcher), read_exit(self.run)
@@ -3442,7 +3443,8 @@ class PipedWorker:
 
     def _fold(self, is_ended: bool, most: Optional[int] = None, *, skip: int = 0) -> None:
         """Folds further lines, `most` of them at most, the first ones skipped: they are cut."""
-        for event in parse_events(itertools.islice(self._lines(is_ended), skip, most), self.agent.pipe.format):
+        lines = itertools.islice(self._lines(is_ended), skip, most)
+        for event in parse_events(lines, self.agent.pipe.format):
             self.said = fold_event(self.said, event)
             self.events = (self.events + [event])[-SHOWN_EVENTS:]
 
@@ -3808,7 +3810,8 @@ def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = Non
     run = new_run(state_folder(base), {
         "profile": request.profile.name, "agent": request.profile.agent.name,
         **{fact: getattr(request, fact) for fact in (*REQUEST_FACTS, "chain", "took_over")},
-        "place": HEADLESS if request.profile.headless else None, "depth": depth, "parent": as_number(os.path.basename(parent)), "parent_folder": parent,
+        "place": HEADLESS if request.profile.headless else None,
+        "depth": depth, "parent": as_number(os.path.basename(parent)), "parent_folder": parent,
         "tmux": version, "started_at": now, "asked_at": now, "extra_args": request.extra,
         "turn": 1 if request.prompt else 0, "session_id": new_uuid() if has_session else "",
         "caller": read_process(os.getpid()), "machine": name_machine(),
@@ -3888,7 +3891,8 @@ def look_pause_s(worker: AnyWorker, progress: Progress, sight: Sight, at_s: floa
 def note_sight(progress: Progress, sight: Sight, at_s: float) -> Progress:
     """What is known after one more look, `at_s` seconds after the run's start."""
     state, face = settle_state(sight), checksum(sight.screen.text)
-    trace = checksum((SPINNING.sub(" ", sight.screen.text), sight.said._replace(error="")))   # it counts tries
+    said = sight.said._replace(error="")   # which may count tries
+    trace = checksum((SPINNING.sub(" ", sight.screen.text), said))
     return progress._replace(
         state=state, looks=progress.looks + 1 if state == progress.state else 1,
         began=progress.began or state == "busy" or sight.said.state != "unknown" or sight.said.turn > 0,
@@ -4172,7 +4176,7 @@ def await_ending(worker: AnyWorker, wait_s: float, tell: Tell) -> Optional[Endin
         is_late = bool(facts["max_time_s"]) and at_s >= facts["max_time_s"]
         if not (worker.has_news() or at_s >= progress.next_look_s or waited_s >= wait_s or is_late):
             continue
-        if worker.has_changed():   # somebody else ended the turn, or removed the run
+        if worker.run.has_changed():   # somebody else ended the turn, or removed the run
             return None
         sight, had_begun = worker.look(), progress.began
         progress = note_sight(progress, sight, at_s)
@@ -4215,7 +4219,7 @@ def await_run(run: Run, wait_s: float, tell: Tell, echo: Optional[Tell] = None) 
             ending = await_ending(worker, max(0.0, end_s - time.monotonic()), tell)
             if ending:
                 return finish_turn(worker, ending)
-            if not worker.has_changed():
+            if not worker.run.has_changed():
                 break
     words = "the wait of %g s is over, the worker goes on" % wait_s
     return Ending("running", words, own_command("wait %d" % run.id))
@@ -4458,7 +4462,8 @@ def ending_lines(run: Run, ending: Ending) -> list[str]:
 def run_object(run: Run) -> dict[str, Any]:
     """A run as --json shows it."""
     facts = run.facts
-    return {"id": run.id, "folder": run.folder, "watch": watch_command(facts) if facts.get("launcher") else None,
+    return {"id": run.id, "folder": run.folder,
+            "watch": watch_command(facts) if facts.get("launcher") else None,
             **{key: facts.get(key) for key in ("profile", "agent", "form", "place", "workspace", "state",
                                                "outcome", "turn", "session_id", "parent", "depth",
                                                "started_at", "ended_at", "exit_status", "took_over")}}
@@ -4568,7 +4573,6 @@ def event_line(line: bytes) -> str:
 # Verbs, parser, main. The only room that prints or exits.
 
 PIPE_PATIENCE_S = 5.0                  # a pipe that neither sends nor closes for so long is not going to
-LARGEST_PROMPT_BYTES = 16 << 20
 SCRATCH = "/tmp/selftalk"              # where talks work
 
 # Has the manners of a real worker: it asks (plain Enter leaves), works a moment, answers, and stays a while.
@@ -4735,7 +4739,7 @@ def cmd_run(args: "argparse.Namespace") -> int:
         raise Unusable("--headless with --%s" % args.place, "leave one of them out")
     profile = profile._replace(headless=args.headless or profile.headless and not args.place)
     if profile.headless and not prompt:
-        raise Unusable("no prompt: a headless agent cannot be asked later", "add one, or leave out --headless")
+        raise Unusable("no prompt, and a headless agent cannot only be started", "say what is to be done")
     request = Request(profile, prompt, workspace, form, tuple(args.arg), place, keep,
                       args.max_time, args.stall, config.max_depth, chain[1:],
                       wait_for_reset=args.wait_for_reset,
@@ -4829,9 +4833,11 @@ def cmd_usage(args: "argparse.Namespace") -> int:
 
 def cmd_stop(args: "argparse.Namespace") -> int:
     """Ends runs: all of them, also when there is trouble with one."""
-    runs, troubles = [find_run(args.state, word) for word in args.ids], []
-    for run in runs:
+    runs, troubles = [], []
+    for word in args.ids:
         try:
+            run = find_run(args.state, word)
+            runs.append(run)
             was_alive = stop_run(run, args.echo)
             args.tell("run %d: %s" % (run.id, "stopped" if was_alive else "was over already"))
         except Failure as failure:

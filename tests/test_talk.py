@@ -196,7 +196,8 @@ def test_an_answer_in_a_record_that_has_lost_its_prompt_is_ours():
 def begin(*states, is_first=True, stall_s=600.0, **facts):
     """The outcome before a prompt was typed, after a row of looks one second apart; None while it goes on."""
     run = types.SimpleNamespace(facts={"turn": 1 if is_first else 2, "stall_s": stall_s})
-    worker = types.SimpleNamespace(agent=CLAUDE, run=run, turn=types.SimpleNamespace(delivery="waiting"))
+    worker = types.SimpleNamespace(agent=CLAUDE, run=run, turn=types.SimpleNamespace(delivery="waiting"), has_screen=True,
+                                   source="transcript")
     progress = Progress()
     for number, state in enumerate(states):
         sight = Sight(screen=Screen("screen"), verdict=Verdict(state, "rule", "bottom:1", "words"), **facts)
