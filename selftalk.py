@@ -47,6 +47,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import io
 import itertools
 import json
 import os
@@ -56,7 +57,7 @@ import shlex
 import signal
 import stat
 import time
-from typing import Any, Callable, Iterable, Iterator, NamedTuple, Optional, Union
+from typing import Any, BinaryIO, Callable, Iterable, Iterator, NamedTuple, Optional, Union
 
 VERSION = "0.1.0"
 
@@ -288,12 +289,11 @@ class Pipe(NamedTuple):
     format: str                         # see EVENT_FORMATS
     args: tuple[str, ...] = ()          # behind those of the profile
     by: str = "stdin"                   # how it is given its prompt, unless the profile says it
-    resume: tuple[str, ...] = ()        # args that take up {session}; (): those of Start
     rules: tuple[Rule, ...] = ()        # over the end of what it writes to stderr
     commands: str = r"(?!)"             # see Submit
     by_file: str = r"(?!)"
     publishes: bool = False             # its stream tells no end: a task's worker is asked for a done.md
-    wrap: tuple[str, ...] = ()          # what runs it, with its own command line behind
+    wrap: tuple[str, ...] = ()          # what runs it, its own command line behind, and takes up sessions
 
 
 class Record(NamedTuple):
@@ -714,6 +714,9 @@ AGENT_ROWS = (
     Agent("cursor", "cursor-agent", pane=Pane(silence_s=60.0),
           pipe=Pipe("claude-stream", ("-p", "--output-format=stream-json"), by="argument")),
 
+    Agent("acp", "",   # any agent that speaks the Agent Client Protocol: its profile says how it is told to
+          pipe=Pipe("acp", wrap=("{python}", "{selftalk}", "acp", "{folder}", "--"))),
+
     Agent("demo", "", pane=Pane({}, DEMO_RULES, DEMO_DIALOGS)),   # the worker of `selftalk demo`: see room 17
 )
 AGENTS = {row.name: row for row in AGENT_ROWS}
@@ -992,6 +995,7 @@ def parse_yaml(text: str) -> Node:
 
 CONFIG_KEYS = ("default_profile", "headless", "profiles", "max_depth", "smart_route")
 PROMPT_WAYS = ("argument", "stdin", "prompt-file-arg")
+PERMISSIONS = ("allow", "reject")
 WINDOW_NAME = re.compile(r"(?:session|week|month|\d+ (?:hours|days))(?: \(.+\))?\Z")
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
@@ -1016,6 +1020,7 @@ class Profile(NamedTuple):
     env: tuple[tuple[str, Union[str, FromEnv]], ...] = ()
     prompt: str = "argument"   # one of PROMPT_WAYS
     headless: bool = False
+    permissions: str = "allow"   # one of PERMISSIONS: what is answered to an agent that asks us
 
 
 class SmartRoute(NamedTuple):
@@ -1118,6 +1123,7 @@ def read_profile(name: object, node: Node) -> Profile:
         "env":       lambda value: read_env(value, "env of %s" % what),
         "prompt":    lambda value: read_choice(value, PROMPT_WAYS, "prompt"),
         "headless":  lambda value: read_kind(value, bool, "headless"),
+        "permissions": lambda value: read_choice(value, PERMISSIONS, "permissions"),
     }
     entries = read_map(node, ("command", *read), what)
     command = read_text_value(entries["command"], "command of %s" % what) if "command" in entries else ""
@@ -1129,7 +1135,11 @@ def read_profile(name: object, node: Node) -> Profile:
     if profile.prompt == "prompt-file-arg" and not any("{prompt_file}" in arg for arg in profile.args):
         raise yaml_error(node, "%s has no `{prompt_file}` in its args" % what,
                          "add it, or use `prompt: argument`")
-    return profile
+    is_asked = bool(agent.pipe and agent.pipe.wrap)   # by us, so we can be asked for permissions
+    if "permissions" in entries and not is_asked:
+        raise yaml_error(entries["permissions"], "%s: its interface asks nobody for permissions" % what,
+                         "say it in args, as its agent wants it, or use `interface: acp`")
+    return profile._replace(headless=profile.headless or is_asked)
 
 
 def built_in_config() -> Config:
@@ -1691,11 +1701,68 @@ def parse_opencode_event(line: dict[str, Any]) -> Iterator[Event]:
             "is_login": name == "ProviderAuthError" or facts.get("statusCode") in (401, 403)})
 
 
+ACP_TOKENS = {"inputTokens": "input", "outputTokens": "output", "cachedReadTokens": "cached", **TOKENS}
+ACP_LIMIT = re.compile(r"(?i)usage.?limit|rate.?limit|hit your .{1,40}limit|quota|\b429\b")
+ACP_LOGIN = re.compile(r"(?i)authentication required|unauthenticated|invalid api key|\b401\b")
+
+
+def end_acp_turn(result: dict[str, Any]) -> Event:
+    """The end of a turn, by the answer to its prompt. Version 1 has no place there for tokens and model: most
+    agents put the first into `usage`, some both into `_meta` (gemini 0.61.0)."""
+    reason, quota = result["stopReason"], as_map(as_map(result.get("_meta")).get("quota"))
+    if reason != "end_turn":
+        return Event("error", "the turn was interrupted" if reason == "cancelled" else "ended: " + reason)
+    tokens = count_tokens(result.get("usage") or quota.get("token_count"), ACP_TOKENS)
+    models = quota.get("model_usage")
+    model = as_map(models[0]).get("model") if isinstance(models, list) and models else None
+    return Event("done", facts={name: fact for name, fact in (("tokens", tokens), ("model", model)) if fact})
+
+
+def fail_acp_turn(error: dict[str, Any]) -> Event:
+    """The end of a turn that failed, in the agent's own words: they stand beside the message, or in it."""
+    data, told = as_map(error.get("data")), json.dumps(error)
+    words = data.get("message") or data.get("details") or error.get("message") or "no reason given"
+    return Event("error", str(words), facts={
+        "is_limit": bool(ACP_LIMIT.search(told)),
+        "is_login": error.get("code") == -32000 or bool(ACP_LOGIN.search(told))})   # authentication required
+
+
+def parse_acp_event(line: dict[str, Any]) -> Iterator[Event]:
+    """What one message of an agent says that speaks the Agent Client Protocol, version 1 (gemini 0.61.0,
+    opencode 1.18.33, claude-agent-acp 0.100.0, codex-acp 2.6.0, kimi 2.1.0, copilot 1.0.102, qwen 0.24.4)."""
+    params, result, error = (as_map(line.get(name)) for name in ("params", "result", "error"))
+    update, asks = as_map(params.get("update")), line.get("method") == "session/request_permission"
+    kind = update.get("sessionUpdate")
+    if error:
+        yield fail_acp_turn(error)
+    elif isinstance(result.get("stopReason"), str):
+        yield end_acp_turn(result)
+    elif isinstance(result.get("sessionId"), str):
+        yield Event("session", result["sessionId"])
+    elif kind in ("agent_message_chunk", "agent_thought_chunk"):
+        if update.get("messageId"):
+            yield Event("begin", str(update["messageId"]))
+        yield Event("text" if kind == "agent_message_chunk" else "thought",
+                    join_texts([update.get("content")], "text"))
+    elif kind == "tool_call" or asks:   # gemini 0.61.0 announces no tool that it asks for
+        call = as_map(params.get("toolCall")) if asks else update
+        given = json.dumps(call["rawInput"]) if call.get("rawInput") else ""
+        yield Event("begin")
+        yield Event("tool", ("%s %s" % (call.get("title") or "", given)).strip())
+    elif kind == "tool_call_update" and update.get("status") in ("completed", "failed"):
+        blocks = update.get("content")
+        texts = [as_map(block).get("content") for block in blocks] if isinstance(blocks, list) else []
+        yield Event("tool-result", join_texts(texts, "text"))
+    elif line.get("method") == "_session/retrying":   # vibe 3.0.2
+        yield Event("retry", str(params.get("detail") or ""))
+
+
 EVENT_FORMATS: dict[str, Callable[[dict[str, Any]], Iterator[Event]]] = {
     "claude-stream": parse_claude_event,
     "codex-exec":    parse_codex_event,
     "gemini-stream": parse_gemini_event,
     "opencode-run":  parse_opencode_event,
+    "acp":           parse_acp_event,
 }
 
 
@@ -1703,6 +1770,7 @@ def parse_events(lines: Iterable[bytes], format: str) -> Iterator[Event]:
     """The events of a stream's lines, with the pieces of a text joined. What is no JSON says nothing of the
     turn, unless no format is known: then all that is printed is what the agent says."""
     pieces: list[str] = []
+    message = ""
     for line in lines:   # b"" when what there is so far is wanted
         text, row = line.decode("utf-8", "replace"), None
         with contextlib.suppress(ValueError, RecursionError):
@@ -1712,6 +1780,10 @@ def parse_events(lines: Iterable[bytes], format: str) -> Iterator[Event]:
             if event.kind == "text" and not event.glue:
                 pieces.append(event.text)
                 continue
+            if event.kind == "begin":
+                is_same, message = event.text == message != "", event.text
+                if is_same:
+                    continue
             if pieces:
                 yield Event("text", "".join(pieces))
                 pieces = []
@@ -1729,7 +1801,7 @@ def fold_event(said: Said, event: Event) -> Said:
     told = {**facts, "cost_usd": said.cost_usd if cost is None else cost}
     said = said._replace(**{name: told[name] for name in Said._fields if told.get(name) not in (None, "")})
     if kind == "error":
-        return break_off(said, text, is_login=facts.get("is_login"))
+        return break_off(said, text, is_limit=facts.get("is_limit"), is_login=facts.get("is_login"))
     if kind == "done":
         is_whole = bool(said.turn) or bool(text) and not said.text
         return said._replace(state="ready", text=said.text or text, turn=max(said.turn, is_whole))
@@ -1932,6 +2004,9 @@ USAGE_FORMATS: dict[str, Callable[[str, float], Optional[Usage]]] = {
 # 7. System
 # =============================================================================
 # The only room that starts, signals, sleeps, locks and writes files. Knows no agent and no tmux.
+
+
+LEAVE_S = 3.0   # to go when stdin is closed; codex-acp 2.6.0 takes 2.0 s, and hurried it leaves a child
 
 
 class Ran(NamedTuple):
@@ -2324,6 +2399,49 @@ def converse(argv: tuple[str, ...], send: str, is_answer: Callable[[str], object
             end_processes(lambda: find_tree(root, "SELFTALK_PROBE=" + folder))
             asked.wait()
         return text
+
+
+class TalkingProcess:
+    """A command that we talk to. What it prints goes to `take` as it comes, what it is sent goes out as it
+    reads: neither ever waits for the other. Leaving closes its stdin, and ends it when that does not."""
+
+    def __init__(self, argv: list[str], take: Callable[[bytes], object]) -> None:
+        import subprocess
+        self.take, self.unsent, self.is_over = take, bytearray(), False   # is_over: nothing more will come
+        try:
+            self.child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        except OSError as error:
+            raise Missing("%s: cannot be run: %s" % (argv[0], (error.strerror or "").lower())) from error
+        os.set_blocking(self.child.stdin.fileno(), False)
+
+    def pump(self, pause_s: float) -> bool:
+        """Waits so long for something to come or to go, and lets it. Whether anything has come."""
+        has_ended = self.child.poll() is not None   # while a child of its own may hold its stdout
+        takers = [self.child.stdin] if self.unsent else []
+        givers, takers, _ = select.select([] if self.is_over else [self.child.stdout], takers, [], pause_s)
+        if takers:
+            try:
+                del self.unsent[:self.child.stdin.write(self.unsent[:65536]) or 0]
+            except BrokenPipeError:   # it reads no more; what it still says counts
+                self.unsent.clear()
+        block = self.child.stdout.read(1 << 20) if givers else b""
+        self.is_over = not block and (self.is_over or has_ended or bool(givers))
+        if block:
+            self.take(block)
+        return bool(block)
+
+    def __enter__(self) -> "TalkingProcess":
+        return self
+
+    def __exit__(self, kind: Optional[type], *_: object) -> None:
+        self.unsent.clear()
+        self.take = len if kind else self.take   # after trouble it is heard out, and no more
+        end_by = ((self.child.stdin.close, LEAVE_S), (self.child.terminate, 1.0), (self.child.kill, 1.0))
+        for end, grace_s in end_by:
+            end()
+            if any(self.child.poll() is not None for _ in until(grace_s, pause=self.pump)):
+                break
+        self.pump(0.0)   # its last words
 
 
 # =============================================================================
@@ -3469,6 +3587,117 @@ class PipedWorker:
         any(not is_alive(self.launcher) for _ in until(QUIT_PATIENCE_S, pause=self.pause))
 
 
+LONGEST_MESSAGE_BYTES = 8 << 20   # of what is read: a request for permission holds the file to be written
+CANCEL_S = 2.0                    # an agent that stops answers within 0.2 s, else not for long
+QUIET_S = 0.5                     # gemini 0.61.0 answers session/load first, and tells the history then
+HISTORY_S = 30.0
+NO_HELP = {"fs": {"readTextFile": False, "writeTextFile": False}, "terminal": False}   # it has its own tools
+PERMITS = {   # what is answered to which policy: nothing for good, if it can be helped
+    "allow": ("allow_once", "allow_always"), "reject": ("reject_once", "reject_always")}
+
+
+class AcpTalk:
+    """One turn with an agent that speaks the Agent Client Protocol, version 1: JSON-RPC, a message a line.
+    What it says goes to `stream`, byte for byte, less what it tells of a session's past."""
+
+    def __init__(self, argv: list[str], policy: str, stream: BinaryIO) -> None:
+        self.permits, self.stream = PERMITS[policy], stream
+        self.line, self.is_history, self.signals = bytearray(), False, []
+        self.asked, self.answer = 0, {}   # the id of our last request, and what has come back
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):   # what would end us cancels the turn
+            signal.signal(number, lambda number, _: self.signals.append(number))
+        self.agent = TalkingProcess(argv, self.take)
+
+    def send(self, **message: Any) -> None:
+        """Sends a message; it goes out while we wait."""
+        self.agent.unsent += json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n"
+
+    def take(self, block: bytes) -> None:
+        """Passes on what the agent prints, and reads the lines that may want something of us."""
+        with using_file("stdout"):
+            for piece in io.BytesIO(block):
+                if not self.is_history:
+                    self.stream.write(piece)
+                self.line += piece[:LONGEST_MESSAGE_BYTES - len(self.line)]
+                if piece.endswith(b"\n"):
+                    line, self.line = self.line, bytearray()
+                    if b'"id"' in line:   # most lines have none: they are words of the answer
+                        for message in parse_json_lines(decode(line)):
+                            self.read(message)
+            self.stream.flush()
+
+    def read(self, message: dict[str, Any]) -> None:
+        """Keeps the answer to our request; answers a request of the agent."""
+        id, method = message.get("id"), message.get("method")
+        if method is None and id == self.asked:
+            self.answer = message
+            if self.is_history:
+                self.stream.write(json.dumps(message).encode() + b"\n")
+        elif method == "session/request_permission" and id is not None:
+            self.send(id=id, result={"outcome": self.choose(as_map(message.get("params")).get("options"))})
+        elif method is not None and id is not None:
+            self.send(id=id, error={"code": -32601, "message": "Method not found: %s" % method})
+
+    def choose(self, options: object) -> dict[str, Any]:
+        """The outcome of a permission request, by the kinds of its options."""
+        offered = [as_map(option) for option in options] if isinstance(options, list) else []
+        fit = [option for kind in self.permits for option in offered if option.get("kind") == kind]
+        if self.signals or not fit:
+            return {"outcome": "cancelled"}
+        return {"outcome": "selected", "optionId": fit[0].get("optionId")}
+
+    def ask(self, method: str, **params: Any) -> dict[str, Any]:
+        """The result of a request. `Failure` without one; why, the agent has said in the stream."""
+        self.asked, self.answer = self.asked + 1, {}
+        self.send(id=self.asked, method=method, params=params)
+        waiting = until(float("inf"), pause=self.agent.pump)
+        any(self.answer or self.agent.is_over or self.signals for _ in waiting)
+        if self.signals and method == "session/prompt":
+            self.send(method="session/cancel", params={"sessionId": params["sessionId"]})
+            any(self.answer or self.agent.is_over for _ in until(CANCEL_S, pause=self.agent.pump))
+        if "result" in self.answer:
+            return as_map(self.answer["result"])
+        why = "refused" if self.answer else "interrupted" if self.signals else "the agent ended before that"
+        raise Failure("%s: %s" % (method, why))
+
+    def refusal(self, what: str) -> Failure:
+        """A `Failure` over what the agent says, which the stream shows as well, in the form of an answer."""
+        self.take(json.dumps({"jsonrpc": "2.0", "id": None, "error": {"message": what}}).encode() + b"\n")
+        return Failure(what)
+
+    def open_session(self, session: str) -> str:
+        """The id of a new session, or of the old one that has been taken up again."""
+        able = self.ask("initialize", protocolVersion=1, clientCapabilities=NO_HELP,
+                        clientInfo={"name": "selftalk", "version": VERSION})
+        if able.get("protocolVersion") != 1:
+            raise self.refusal("the agent speaks version %s of ACP, not 1" % able.get("protocolVersion"))
+        can, place = as_map(able.get("agentCapabilities")), {"cwd": os.getcwd(), "mcpServers": []}
+        if not session:
+            session = self.ask("session/new", **place).get("sessionId")
+            if not isinstance(session, str):
+                raise self.refusal("the agent opened a session without an id")
+            return session
+        can_resume = as_map(can.get("sessionCapabilities")).get("resume") is not None
+        if not can_resume and not can.get("loadSession"):
+            raise self.refusal("the agent cannot take up a session again")
+        self.is_history = True
+        self.ask("session/resume" if can_resume else "session/load", sessionId=session, **place)
+        any(can_resume or not self.agent.pump(QUIET_S) for _ in until(HISTORY_S))   # "load" tells all of it
+        self.is_history = False
+        return session
+
+
+def take_acp_turn(argv: list[str], prompt: str, *, session: str, policy: str, stream: BinaryIO) -> None:
+    """Puts a prompt to an agent that speaks ACP, in a new session or an old one, and stays until its turn is
+    over. `Failure` when the agent did not end it by itself."""
+    talk = AcpTalk(argv, policy, stream)
+    with talk.agent:
+        session = talk.open_session(session)
+        ended = talk.ask("session/prompt", sessionId=session, prompt=[{"type": "text", "text": prompt}])
+        if not isinstance(ended.get("stopReason"), str):
+            raise talk.refusal("the agent ended the turn without a stopReason")
+
+
 # =============================================================================
 # 13. Quota
 # =============================================================================
@@ -3811,6 +4040,7 @@ def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = Non
         "profile": request.profile.name, "agent": request.profile.agent.name,
         **{fact: getattr(request, fact) for fact in (*REQUEST_FACTS, "chain", "took_over")},
         "place": HEADLESS if request.profile.headless else None,
+        "permissions": request.profile.permissions,
         "depth": depth, "parent": as_number(os.path.basename(parent)), "parent_folder": parent,
         "tmux": version, "started_at": now, "asked_at": now, "extra_args": request.extra,
         "turn": 1 if request.prompt else 0, "session_id": new_uuid() if has_session else "",
@@ -3824,9 +4054,10 @@ def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = Non
     return run
 
 
-def find_resume(agent: Agent, is_headless: bool) -> tuple[str, ...]:
-    """The args that take up an agent's session; () when there are none."""
-    return is_headless and agent.pipe and agent.pipe.resume or agent.start.resume
+def find_resume(run: Run) -> Optional[tuple[str, ...]]:
+    """The args that take up the session of a run's agent; None when it cannot be taken up."""
+    agent = AGENTS[run.facts["agent"]]
+    return () if run.is_headless and agent.pipe.wrap else agent.start.resume or None
 
 
 def refuse_turn(run: Run) -> None:
@@ -3838,7 +4069,7 @@ def refuse_turn(run: Run) -> None:
         raise Unusable("run %d: %s" % (run.id, doing), own_command(fix % run.id))
     if not (agent.pane.submit or run.is_headless):
         raise Unusable("run %d: nothing can be typed into its agent" % run.id, "start a new run")
-    if run.is_over and not (find_resume(agent, run.is_headless) and run.facts["session_id"]):
+    if run.is_over and (find_resume(run) is None or not run.facts["session_id"]):
         raise Unusable("run %d: is over, and its agent cannot take it up again" % run.id, "start a new run")
 
 
@@ -4081,7 +4312,7 @@ def send_prompt(run: Run, prompt: str, means: Means, **limits: float) -> None:
     request = Request(profile, "", facts["workspace"], facts["form"], tuple(facts["extra_args"]))
     launch = prepare_launch(request, means.base, facts["depth"])
     said = RecordFollower(profile.agent.record, run).read()[-1]
-    words = find_resume(profile.agent, run.is_headless) if said.turn else ()   # else nothing to take up
+    words = find_resume(run) or () if said.turn else ()   # else nothing to take up
     args = launch.profile.args + fill_holes(words, {"session": facts["session_id"]})
     begin_turn(run, prompt, True, **limits)
     with undoing_start(run):
@@ -4737,7 +4968,8 @@ def cmd_run(args: "argparse.Namespace") -> int:
     keep, profile = args.keep or args.is_talk and not args.once, find_target(config, chain[0])
     if args.headless and args.place:
         raise Unusable("--headless with --%s" % args.place, "leave one of them out")
-    profile = profile._replace(headless=args.headless or profile.headless and not args.place)
+    needs_none = profile.agent.pipe and profile.agent.pipe.wrap   # it has no screen at all
+    profile = profile._replace(headless=args.headless or profile.headless and (needs_none or not args.place))
     if profile.headless and not prompt:
         raise Unusable("no prompt, and a headless agent cannot only be started", "say what is to be done")
     request = Request(profile, prompt, workspace, form, tuple(args.arg), place, keep,
@@ -5021,8 +5253,18 @@ def check_verb(words: list[str]) -> None:
                        "did you mean `%s`? As a prompt: selftalk.py run -- %s" % (near, word))
 
 
+def cmd_acp(folder: str, argv: list[str]) -> int:
+    """What a launcher calls: a turn of a run, by an agent that speaks ACP; the prompt is on stdin."""
+    facts = Run(folder).facts
+    take_acp_turn(argv, decode(sys.stdin.buffer.read()), session=facts["session_id"] or "",
+                  policy=facts.get("permissions", "allow"), stream=sys.stdout.buffer)
+    return 0
+
+
 def dispatch(words: list[str]) -> int:
     """Does what the command line says; the exit code. Without a verb it is a task."""
+    if words[:1] == ["acp"] and words[2:3] == ["--"]:
+        return cmd_acp(words[1], words[3:])
     at = words.index("--") if "--" in words else len(words)
     words, literal_words = words[:at], words[at + 1:]   # which are a prompt, whatever they look like
     while len(words) > 1 and words[0] in ("--json", "-q", "--quiet", "-v", "--verbose"):

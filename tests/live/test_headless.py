@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from leftovers import await_gone
-from model_server import Answer, CutStream, Error, Hang, LimitReached, Shell, Think
+from model_server import Answer, Error, Hang, LimitReached, Shell, Think
 
 PROGRAM = Path(__file__).resolve().parents[2] / "selftalk.py"
 AGENTS = ("claude", "codex", "gemini", "opencode")
@@ -203,3 +202,61 @@ def test_a_talk_can_be_headless_too(agent_env, home_root, server):
     server.next_prompt(Answer("five"))
     status, result = caller.run("send", "1", "and one?")
     assert (status, result["answer"]) == (0, "five"), result
+
+
+# --- any agent that speaks ACP ------------------------------------------------------
+
+ACP_ARGS = {"gemini": "[--skip-trust, --acp]", "opencode": "[acp]"}
+
+
+@pytest.fixture(params=ACP_ARGS)
+def acp_caller(request, agent_env, home_root):
+    caller = only(request.param, agent_env, home_root)
+    path = Path(caller.env["HOME"]) / ".config" / "selftalk" / "config.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    row = "{command: %s, interface: acp, args: %s" % (request.param, ACP_ARGS[request.param])
+    path.write_text("profiles:\n  %s: %s}\n  strict: %s, permissions: reject}\n" % (request.param, row, row))
+    return caller
+
+
+def test_an_agent_that_speaks_acp_needs_no_row_of_its_own(acp_caller, server, marker):
+    server.every_prompt([Shell("echo one", text="I look."), Answer("The end.\n\nünï😀de", chunks=4, chunk_pause_s=0.2)])
+    status, result = acp_caller.task(PROMPT)
+    assert (status, result["answer"], result["place"], result["agent"]) == (0, "The end.\n\nünï😀de", "headless", "acp"), result
+    assert server.prompts[0].text.strip() == PROMPT.strip()
+    log = acp_caller.text("log", "1")
+    assert "I look." in log and "one" in log and "The end." in log, log
+    assert not await_gone(marker, 0)
+
+
+def test_a_session_of_acp_is_taken_up_in_a_new_process(acp_caller, server):
+    server.next_prompt(Answer("the cat is called Ataraxia"))
+    assert acp_caller.task("what is the cat called")[0] == 0
+    for path in Path(acp_caller.env["HOME"]).glob(".gemini/tmp/*/chats/session-20*"):
+        path.rename(path.with_name(path.name.replace("session-20", "session-19", 1)))   # 0.61.0 loses one of this very minute
+    server.every_prompt([Answer("got it")])
+    status, result = acp_caller.run("send", "1", "--", "and now")
+    assert (status, result["answer"], result["turn"]) == (0, "got it", 2), result
+    assert b"Ataraxia" in server.prompts[-1].body
+
+
+def test_an_acp_turn_can_be_stopped_and_its_caller_killed(acp_caller, server, marker):
+    server.every_prompt([Shell("setsid sleep 7777 & sleep 9999"), Answer("no")])
+    started = acp_caller.start("run", "-H", "-p", acp_caller.agent, "sleep for long")
+    assert wait_until(lambda: any("sleep 7777" in line for line in await_gone(marker, 0).values()))
+    started.send_signal(signal.SIGKILL)
+    started.communicate()
+    assert acp_caller.run("wait", "1", "--wait", "1")[0] == 75
+    assert acp_caller.run("stop", "1")[0] == 0
+    assert not await_gone(marker, 0)
+
+
+def test_what_is_not_permitted_is_not_done(agent_env, home_root, server, request):
+    caller = only("gemini", agent_env, home_root)
+    path = Path(caller.env["HOME"]) / ".config" / "selftalk" / "config.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("profiles:\n  p: {command: gemini, interface: acp, args: [--skip-trust, --acp], permissions: reject}\n")
+    server.every_prompt([Shell("touch made-by-tool"), Answer("I could not.")])
+    status, result = caller.run("run", "-p", "p", "make it")
+    assert not (caller.folder / "made-by-tool").exists()
+    assert result["outcome"] in ("answered", "failed"), result
