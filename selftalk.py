@@ -715,7 +715,7 @@ AGENT_ROWS = (
           pipe=Pipe("claude-stream", ("-p", "--output-format=stream-json"), by="argument")),
 
     Agent("acp", "",   # any agent that speaks the Agent Client Protocol: its profile says how it is told to
-          pipe=Pipe("acp", wrap=("{python}", "{selftalk}", "acp", "{folder}", "--"))),
+          pipe=Pipe("acp-messages", wrap=("{python}", "{selftalk}", "acp-turn", "{folder}", "--"))),
 
     Agent("demo", "", pane=Pane({}, DEMO_RULES, DEMO_DIALOGS)),   # the worker of `selftalk demo`: see room 17
 )
@@ -1762,7 +1762,7 @@ EVENT_FORMATS: dict[str, Callable[[dict[str, Any]], Iterator[Event]]] = {
     "codex-exec":    parse_codex_event,
     "gemini-stream": parse_gemini_event,
     "opencode-run":  parse_opencode_event,
-    "acp":           parse_acp_event,
+    "acp-messages":  parse_acp_event,
 }
 
 
@@ -3495,7 +3495,7 @@ class PipedWorker:
         self.launcher, self.turn = fact_process(run.facts["launcher"]), current_turn(run)
         self.path, self.start, self.offset = run.path("stdout.jsonl"), self.turn.base, self.turn.base
         self.said, self.events = Said(cost_usd=0.0), []   # of the stream from byte `start` to `offset`
-        self.seen_bytes = -1                              # its size when that was last asked for
+        self.size = self.seen_bytes = -1                  # of it, at the last look, and at the last glance
         self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> "PipedWorker":
@@ -3535,7 +3535,8 @@ class PipedWorker:
     def read_said(self, is_ended: bool = True) -> Said:
         """What its stream says of the turn. Of much that is new only the end is read, and further back when
         that does not hold the beginning of what was said last; a half line counts when it `is_ended`."""
-        size, span = file_stamp(self.path)[0], WINDOW_BYTES
+        self.size = size = file_stamp(self.path)[0]
+        span = WINDOW_BYTES
         if size - self.offset <= span:
             self._fold(is_ended)
         else:
@@ -3568,7 +3569,7 @@ class PipedWorker:
 
     def _lines(self, is_ended: bool) -> Iterator[bytes]:
         for end, line in read_lines(self.path, self.offset, LONGEST_LINE_BYTES):
-            if line[-1:] != b"\n" and not is_ended:
+            if (line[-1:] != b"\n" or end > self.size) and not is_ended:   # it may write faster than we read
                 return
             self.offset = end
             yield line
@@ -5263,7 +5264,7 @@ def cmd_acp(folder: str, argv: list[str]) -> int:
 
 def dispatch(words: list[str]) -> int:
     """Does what the command line says; the exit code. Without a verb it is a task."""
-    if words[:1] == ["acp"] and words[2:3] == ["--"]:
+    if words[:1] == ["acp-turn"] and words[2:3] == ["--"]:
         return cmd_acp(words[1], words[3:])
     at = words.index("--") if "--" in words else len(words)
     words, literal_words = words[:at], words[at + 1:]   # which are a prompt, whatever they look like

@@ -234,6 +234,64 @@ def measure_quota(bench):
         "-e --dry-run on what is kept", 1000 * ours_s, 1000 * version_s, ours_s / version_s, OLD_RECIPE_S, OLD_RECIPE_S / ours_s))
 
 
+# Says what Claude Code says. $STREAM, a file, comes $TIMES times before its answer.
+STREAM_AGENT = """#!/bin/sh
+echo '{"type":"system","subtype":"init","session_id":"s","model":"m"}'
+sleep "$BUSY_S"
+for time in $TIMES; do cat "$STREAM"; done
+echo '{"type":"assistant","message":{"id":"m9","content":[{"type":"text","text":"done"}]}}'
+echo '{"type":"result","subtype":"success","is_error":false,"result":"done"}'
+"""
+TOOL_LINE = '{"type":"user","message":{"content":[{"type":"tool_result","content":"%s"}]}}\n'
+
+LEAST_HEADLESS = """
+import subprocess, sys, json
+folder, agent = sys.argv[1:]
+with open(folder + "/out", "wb") as out:
+    subprocess.run([agent], stdin=subprocess.DEVNULL, stdout=out, check=True, start_new_session=True)
+print(json.loads(open(folder + "/out").read().splitlines()[-1])["result"])
+"""
+
+
+def measure_peak(argv, env):
+    """(CPU milliseconds, peak memory in KiB, stdout) of one command."""
+    child = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    out = child.stdout.read()
+    _, child.returncode, used = os.wait4(child.pid, 0)
+    return 1000 * (used.ru_utime + used.ru_stime), used.ru_maxrss, out.decode()
+
+
+def measure_headless(bench):
+    """A headless run beside its CLI alone; what large streams cost; 20 at once."""
+    agent = bench.write("stream-agent", STREAM_AGENT)
+    os.chmod(agent, 0o755)
+    config = bench.write("headless.yaml", "default_profile: a\nprofiles: {a: {command: %s, interface: claude, headless: true}}\n" % agent)
+    argv, bench.agent = [PYTHON, PROGRAM, "run", "--config", config, "hello"], agent
+    env = bench.env = {**bench.env, "TIMES": ""}
+    runs = [(bench.run(argv, 1)[0], bench.run(bench.script(LEAST_HEADLESS), 1)[0], bench.run([agent], 1)[0], bench.run([PYTHON, PROGRAM, "--version"], 0)[0])
+            for _ in range(ROUNDS)]
+    ours_s, least_s, bare_s, start_s = map(statistics.median, zip(*runs))
+    print("headless, agent busy 1 s                over the agent alone: selftalk %.0f ms, %.0f ms of it its start (--version) · 10 lines of Python %.0f ms"
+          % (1000 * (ours_s - bare_s), 1000 * start_s, 1000 * (least_s - bare_s)))
+    lines, line = bench.write("lines", ""), bench.write("line", TOOL_LINE.split("%s")[0])
+    for path, piece in ((lines, TOOL_LINE % ("x" * 1960) * 100), (line, "x" * 200_000)):   # in pieces: a child's peak counts its parent
+        with open(path, "a") as file:
+            file.writelines(piece for _ in range(1000))
+    with open(line, "a") as file:
+        file.write(TOOL_LINE.split("%s")[1])
+    small_ms, small_kib, _ = measure_peak(argv, {**env, "BUSY_S": "0"})
+    for what, stream, times in (("200 MB in lines of 2 KB", lines, 1), ("200 MB in one line", line, 1), ("1 GB in lines of 2 KB", lines, 5)):
+        cpu_ms, peak_kib, out = measure_peak(argv, {**env, "BUSY_S": "0", "STREAM": stream, "TIMES": "x " * times})
+        print("%-39s %s, %.2f s CPU and %.0f MB more than a small stream (%.2f s, %.0f MB)" % (
+            "headless, " + what, out.strip(), (cpu_ms - small_ms) / 1000, (peak_kib - small_kib) / 1024, small_ms / 1000, small_kib / 1024))
+        shutil.rmtree(os.path.join(bench.folder, "selftalk"))
+    started = time.monotonic()
+    runs = [subprocess.Popen(argv, env={**env, "BUSY_S": "1"}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            for _ in range(20)]
+    right = sum(run.communicate()[0] == b"done\n" for run in runs)
+    print("20 headless runs at once                %d of 20 right, in %.1f s" % (right, time.monotonic() - started))
+
+
 def measure_start(bench):
     """CPU of --version beside the bare interpreter."""
     ours = statistics.median(bench.run([PYTHON, PROGRAM, "--version"], 0)[1] for _ in range(15))
@@ -251,6 +309,7 @@ def main():
         measure_wait(bench)
         measure_many(bench)
         measure_talk(bench)
+        measure_headless(bench)
         measure_quota(bench)
     finally:
         shutil.rmtree(folder)

@@ -13,7 +13,7 @@ import selftalk
 from sandboxes import PROGRAM, ROOT, until_true
 
 FAKE = ROOT / "tests" / "fake_acp.py"
-STREAMS = sorted((ROOT / "tests" / "streams" / "acp").glob("*.jsonl"))
+STREAMS = sorted((ROOT / "tests" / "streams" / "acp-messages").glob("*.jsonl"))
 
 
 class Client:
@@ -30,7 +30,7 @@ class Client:
                    FAKE_SAID=str(self.folder / "said"))
         with open(self.folder / "prompt.md", "rb") as stdin, open(self.folder / "stdout.jsonl", "ab") as stdout, \
                 open(self.folder / "stderr.log", "ab") as stderr:
-            words = [sys.executable, str(PROGRAM), "acp", str(self.folder), "--", *(command or [sys.executable, str(FAKE)])]
+            words = [sys.executable, str(PROGRAM), "acp-turn", str(self.folder), "--", *(command or [sys.executable, str(FAKE)])]
             self.process = subprocess.Popen(words, env=env, cwd=sandbox.work, stdin=stdin, stdout=stdout, stderr=stderr)
 
     def end(self, timeout_s=15):
@@ -248,7 +248,7 @@ def test_a_full_disk_is_said_and_the_agent_is_ended(sandbox):
     client.end()
     env = dict(sandbox.env, FAKE_STEPS="wait", FAKE_HEARD=str(client.folder / "heard"), FAKE_SAID=str(client.folder / "said"))
     with open("/dev/full", "wb") as full:
-        ran = subprocess.run([sys.executable, str(PROGRAM), "acp", str(client.folder), "--", sys.executable, str(FAKE)],
+        ran = subprocess.run([sys.executable, str(PROGRAM), "acp-turn", str(client.folder), "--", sys.executable, str(FAKE)],
                              env=env, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, timeout=20)
     assert ran.returncode == 2
     assert b"no space left" in ran.stderr and b"Traceback" not in ran.stderr

@@ -147,7 +147,7 @@ def worker_on(path, interface="claude", base=0):
     worker = PipedWorker.__new__(PipedWorker)
     worker.run, worker.agent, worker.path = run, AGENTS[interface], str(path)
     worker.turn, worker.start, worker.offset = selftalk.Turn("", base, "taken"), base, base
-    worker.said, worker.events, worker.seen_bytes = Said(cost_usd=0.0), [], -1
+    worker.said, worker.events, worker.size, worker.seen_bytes = Said(cost_usd=0.0), [], -1, -1
     return worker
 
 

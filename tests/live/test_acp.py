@@ -37,7 +37,7 @@ class Worker:
         (self.folder / "run.json").write_text(json.dumps(self.facts))
         (self.folder / "prompt.md").write_text(prompt)
         (self.folder / "stdout.jsonl").write_text("")
-        words = [sys.executable, str(ROOT / "selftalk.py"), "acp", str(self.folder), "--", *COMMANDS[self.agent]]
+        words = [sys.executable, str(ROOT / "selftalk.py"), "acp-turn", str(self.folder), "--", *COMMANDS[self.agent]]
         with open(self.folder / "prompt.md") as stdin, open(self.folder / "stdout.jsonl", "a") as stdout, \
                 open(self.folder / "stderr.log", "a") as stderr:
             return subprocess.Popen(words, env=self.env, cwd=self.work, stdin=stdin, stdout=stdout, stderr=stderr)
