@@ -292,6 +292,7 @@ class Pipe(NamedTuple):
     rules: tuple[Rule, ...] = ()        # over the end of what it writes to stderr
     commands: str = r"(?!)"             # see Submit
     by_file: str = r"(?!)"
+    counts_session: bool = False        # its tokens are those of all turns of the session
     publishes: bool = False             # its stream tells no end: a task's worker is asked for a done.md
     wrap: tuple[str, ...] = ()          # what runs it, its own command line behind, and takes up sessions
 
@@ -672,7 +673,7 @@ AGENT_ROWS = (
                        "CODEX_VERSION", "CODEX_PERMISSION_PROFILE", "CODEX_SANDBOX", "CODEX_MANAGED_BY_NPM",
                        "CODEX_SANDBOX_NETWORK_DISABLED", "CODEX_MANAGED_PACKAGE_ROOT")),
           pane=Pane(CODEX_MARKS, CODEX_RULES, CODEX_DIALOGS, CODEX_SUBMIT, quit=("C-c",)),
-          pipe=Pipe("codex-exec", ("exec", "--json", "--skip-git-repo-check")),
+          pipe=Pipe("codex-exec", ("exec", "--json", "--skip-git-repo-check"), counts_session=True),
           quota=CODEX_QUOTA,
           record=Record("codex-rollout", ("CODEX_HOME", "~/.codex"),
                         "sessions/*/*/*/rollout-*{session}.jsonl",
@@ -3486,6 +3487,13 @@ def end_pipe(run: Run) -> list[Process]:
     return end_processes(lambda: find_tree(launcher, run.mark))
 
 
+def less_earlier(run: Run, tokens: Optional[dict[str, int]]) -> Optional[dict[str, int]]:
+    """The tokens of a run's latest turn, of those that its whole session took."""
+    earlier = [read_turn(of_turn(run, number)).get("tokens") or {} for number in range(1, run.facts["turn"])]
+    return tokens and {name: count - sum(one.get(name, 0) for one in earlier)
+                       for name, count in tokens.items()}
+
+
 class PipedWorker:
     """A headless worker, held open for questions; they are those that a Worker in its pane answers."""
     source, has_screen = "stdout", False
@@ -3513,7 +3521,7 @@ class PipedWorker:
         """A cheap look: whether the worker ended, published, or wrote into its stream and pauses now: while
         it writes on and on, the looks that are due anyway are enough."""
         before, self.seen_bytes = self.seen_bytes, file_stamp(self.path)[0]
-        return self.offset < self.seen_bytes == before or has_signs(self.run, self.launcher)
+        return self.size < self.seen_bytes == before or has_signs(self.run, self.launcher)
 
     def look(self) -> Sight:
         """A whole look. What ends a turn is read first, and its fruits last."""
@@ -3522,6 +3530,8 @@ class PipedWorker:
         said, pipe, log = self.read_said(is_gone), self.agent.pipe, self.read_log()
         if said.state == "ready" and said.has_tasks and not is_gone:
             said = said._replace(state="busy")
+        if pipe.counts_session:
+            said = said._replace(tokens=less_earlier(self.run, said.tokens))
         verdict = judge_screen(Screen(log), pipe.rules, {})
         if is_gone and said.state in ("busy", "unknown") and verdict.state in ("login", "limited", "failed"):
             said = said._replace(state=verdict.state, error=verdict.text)
@@ -4566,7 +4576,7 @@ def interrupt_run(run: Run, echo: Optional[Tell] = None) -> Ending:
         if (said.state, settle_state(sight)) == ("ready", "ready"):
             words = ("answered", "", "")
         ending = finish_turn(worker, Ending(*words, said.text, "transcript" if said.text else "", said))
-        if not run.is_over:
+        if not (run.is_over or run.is_headless):
             with run.locked("typing"):
                 worker.interrupt_turn(read_turn(run).get("prompt") or "")
     return ending
@@ -4574,6 +4584,8 @@ def interrupt_run(run: Run, echo: Optional[Tell] = None) -> Ending:
 
 def read_screen(run: Run, echo: Optional[Tell] = None) -> Screen:
     """What a run's pane shows; what it showed last when the run is over."""
+    if run.is_headless:
+        raise Unusable("run %d: has no screen" % run.id, own_command("log %d" % run.id))
     if run.is_over or run.facts["state"] == "starting":
         return Screen(read_file(run.path("screen.txt")) or "")
     run.check_here()
@@ -4681,8 +4693,8 @@ def ending_lines(run: Run, ending: Ending) -> list[str]:
     if ending.outcome == "running":
         return ["%s: %s" % (head, ending.what), "  try: %s" % ending.fix]
     is_open, path = ending.outcome in OPEN_OUTCOMES, run.path("screen.txt")
-    has_more = is_open or run.is_headless
-    where = watch_command(run.facts, "") if has_more else "its last screen is in %s" % path
+    where = watch_command(run.facts, "") if is_open else "its last screen is in %s" % path
+    where = "its log: " + own_command("log %d" % run.id) if run.is_headless and not is_open else where
     fix = "%s: %s" % (ending.fix, where)
     if ending.options:
         fix = "%s, or: %s" % (own_command("answer %d %s" % (run.id, shlex.quote(ending.options[0]))), where)
