@@ -287,7 +287,7 @@ class Pane(NamedTuple):
 class Pipe(NamedTuple):
     """How an agent is run without a terminal."""
     format: str                         # see EVENT_FORMATS
-    args: tuple[str, ...] = ()          # behind those of the profile
+    args: tuple[str, ...] = ("{args}",)   # with those of the profile
     by: str = "stdin"                   # how it is given its prompt, unless the profile says it
     rules: tuple[Rule, ...] = ()        # over the end of what it writes to stderr
     commands: str = r"(?!)"             # see Submit
@@ -656,7 +656,8 @@ AGENT_ROWS = (
                        "CLAUDE_EFFORT", "CLAUDE_CODE_MESSAGING_SOCKET", "CLAUDE_CODE_MESSAGING_TOKEN",
                        "CLAUDE_CODE_SESSION_ATTENDED", "CLAUDE_CODE_CHILD_NOTES_DIR", "AI_AGENT")),
           pane=Pane(CLAUDE_MARKS, CLAUDE_RULES, CLAUDE_DIALOGS, CLAUDE_SUBMIT, quit=("C-c", "C-c")),
-          pipe=Pipe("claude-stream", ("-p", "--output-format=stream-json", "--verbose"), commands="/"),
+          pipe=Pipe("claude-stream", ("-p", "--output-format=stream-json", "--verbose", "{args}"),
+                    commands="/"),
           quota=CLAUDE_QUOTA,
           record=Record("claude-transcript", ("CLAUDE_CONFIG_DIR", "~/.claude"),
                         "projects/*/{session}.jsonl")),
@@ -673,7 +674,8 @@ AGENT_ROWS = (
                        "CODEX_VERSION", "CODEX_PERMISSION_PROFILE", "CODEX_SANDBOX", "CODEX_MANAGED_BY_NPM",
                        "CODEX_SANDBOX_NETWORK_DISABLED", "CODEX_MANAGED_PACKAGE_ROOT")),
           pane=Pane(CODEX_MARKS, CODEX_RULES, CODEX_DIALOGS, CODEX_SUBMIT, quit=("C-c",)),
-          pipe=Pipe("codex-exec", ("exec", "--json", "--skip-git-repo-check"), counts_session=True),
+          pipe=Pipe("codex-exec", ("{args}", "exec", "--json", "--skip-git-repo-check"),
+                    counts_session=True),
           quota=CODEX_QUOTA,
           record=Record("codex-rollout", ("CODEX_HOME", "~/.codex"),
                         "sessions/*/*/*/rollout-*{session}.jsonl",
@@ -692,7 +694,7 @@ AGENT_ROWS = (
               markers=("GEMINI_CLI", "GEMINI_CLI_NO_RELAUNCH", "GEMINI_CLI_TRUST_WORKSPACE",
                        "npm_@google:registry")),
           pane=Pane(GEMINI_MARKS, GEMINI_RULES, GEMINI_DIALOGS, GEMINI_SUBMIT, quit=("C-c", "C-c")),
-          pipe=Pipe("gemini-stream", ("--output-format=stream-json",), by_file=r"\s*/", rules=(
+          pipe=Pipe("gemini-stream", ("--output-format=stream-json", "{args}"), by_file=r"\s*/", rules=(
               Rule("no-login", "login", "bottom:9", (r"^Please set an Auth method\b.*",)),)),
           quota=Quota(unknown="only its own screens tell it, to some logins"),   # 0.61.0
           record=Record("gemini-chat", ("GEMINI_CLI_HOME", "~"),
@@ -707,13 +709,16 @@ AGENT_ROWS = (
               markers=("OPENCODE", "OPENCODE_PID", "AGENT", "OPENCODE_PRINT_LOGS", "OPENCODE_LOG_LEVEL")),
           pane=Pane(OPENCODE_MARKS, OPENCODE_RULES, (), OPENCODE_SUBMIT, interrupt=("Escape", "Escape"),
                     digits=r"^  ┃  \d\. (\S.*?)(?: {2,}.*)?$", quit=("C-c",)),
-          pipe=Pipe("opencode-run", ("run", "--format=json")),
+          pipe=Pipe("opencode-run", ("run", "--format=json", "{args}"), rules=(
+              Rule("limited-retry", "limited", "bottom:6", (   # it tries again, later and later, and says nothing
+                  r'(?<=AI_APICallError: )[^"]*(?:exceeded your current quota|usage limit|insufficient credits'
+                  r'|credit balance)[^"]*', r"small=false")),)),
           record=Record("opencode-rows", ("XDG_DATA_HOME", "~/.local/share"), "opencode/opencode.db",
                         r"(?m)^timestamp=\S+ level=INFO run=\S+ message=created id=(ses_\w+) .*"
                         r" parentID=undefined ", True, OPENCODE_QUERY)),
 
     Agent("cursor", "cursor-agent", pane=Pane(silence_s=60.0),
-          pipe=Pipe("claude-stream", ("-p", "--output-format=stream-json"), by="argument")),
+          pipe=Pipe("claude-stream", ("-p", "--output-format=stream-json", "{args}"), by="argument")),
 
     Agent("acp", "",   # any agent that speaks the Agent Client Protocol: its profile says how it is told to
           pipe=Pipe("acp-messages", wrap=("{python}", "{selftalk}", "acp-turn", "{folder}", "--"))),
@@ -1688,18 +1693,22 @@ def parse_opencode_event(line: dict[str, Any]) -> Iterator[Event]:
     elif kind in ("text", "reasoning"):
         yield Event("text" if kind == "text" else "thought", str(part.get("text") or ""), "\n")
     elif kind == "tool_use":
+        words = str(state.get("error") or "")
         yield Event("tool", call_text(part.get("tool"), state.get("input")))
-        yield Event("tool-result", str(state.get("output") or state.get("error") or ""))
+        yield Event("tool-result", str(state.get("output") or words))
+        if "rejected permission" in words:
+            yield Event("step", facts={"denied": (str(part.get("tool")),), "error": words})
     elif kind == "step_finish":
         tokens = count_tokens(part.get("tokens"), TOKENS)
         yield Event("step", facts={"tokens": tokens, "cost_usd": part.get("cost")})
-        if part.get("reason") == "stop":
+        if part.get("reason") in ("stop", "length"):
             yield Event("done")
     elif kind == "error":
         error = as_map(line.get("error"))
         facts, name = as_map(error.get("data")), error.get("name")
         yield Event("error", str(facts.get("message") or name), "", {
-            "is_login": name == "ProviderAuthError" or facts.get("statusCode") in (401, 403)})
+            "is_login": name == "ProviderAuthError" or facts.get("statusCode") in (401, 403),
+            "session": str(line.get("sessionID") or "")})
 
 
 ACP_TOKENS = {"inputTokens": "input", "outputTokens": "output", "cachedReadTokens": "cached", **TOKENS}
@@ -1827,11 +1836,12 @@ SHOWN_LETTERS = 160   # of an event that is not what the agent says
 def render_events(events: Iterable[Event], dim: tuple[str, str] = ("", "")) -> Iterator[str]:
     """Events for a person, piece by piece: whole what an agent says and thinks, of the others a line; `dim`
     stands around what it thinks."""
-    before = ""   # the kind of text whose line is still open
+    before, session = "", ""   # the kind of text whose line is still open
     for kind, text, glue, facts in events:
         text, left = clean_text(text), "\n" * bool(before)
-        if kind == "stray" and not text.strip():
+        if kind == "stray" and not text.strip() or kind == "session" and text == session:
             continue
+        session = text if kind == "session" else session
         if kind in ("text", "thought"):
             words = text if kind == "text" else dim[0] + text + dim[1]
             yield (glue if kind == before else left) + words
@@ -3454,6 +3464,7 @@ MOST_BYTES = 1 << 28          # further back than that nobody looks for the begi
 LOG_BYTES = 1 << 14           # of the end of what it writes to stderr
 SHOWN_EVENTS = 40
 HEAD_LINES = 8                # the first of them names session and model
+TROUBLE_WORDS = re.compile(r"(?i)error|fail|cannot|denied|reject|refused|invalid|unexpected|not found")
 
 
 def pipe_profile(profile: Profile) -> Profile:
@@ -3461,9 +3472,9 @@ def pipe_profile(profile: Profile) -> Profile:
     pipe = profile.agent.pipe
     if not pipe:
         raise Unusable("profile `%s`: its agent needs a terminal" % profile.name, "leave out headless")
-    args = tuple(arg for arg in pipe.args if arg not in profile.args)   # the profile may say itself how
-    way = pipe.by if profile.prompt == "argument" else profile.prompt
-    return profile._replace(args=profile.args + args, prompt=way)
+    own = tuple(arg for arg in pipe.args if arg not in profile.args)   # it may say itself how
+    at, way = own.index("{args}"), pipe.by if profile.prompt == "argument" else profile.prompt
+    return profile._replace(args=own[:at] + profile.args + own[at + 1:], prompt=way)
 
 
 def open_pipe(run: Run, launch: Launch) -> None:
@@ -3538,7 +3549,8 @@ class PipedWorker:
         elif is_gone and status == 0 and pipe.publishes:
             said = said._replace(state="ready")   # it has no other way to say so
         rows = [row for row in log.split("\n") if row[:1].strip() and letters(row)]   # no traceback
-        words = said.error or (rows or [""])[-1]
+        troubles = [row for row in rows if TROUBLE_WORDS.search(row)]
+        words = said.error or (troubles or rows or [""])[-1][-300:]
         shown = Screen("".join(render_events(event for event in self.events if event.kind != "retry")))
         return Sight(status, is_gone, shown, verdict, said, done=read_done(self.run), words=words)
 

@@ -117,7 +117,7 @@ def test_an_api_error_is_a_failure_in_the_agents_own_words(caller, server):
     assert "made-up refusal" in result["what"]
 
 
-@pytest.mark.parametrize("agent", ["claude", "codex", "gemini"])
+@pytest.mark.parametrize("agent", AGENTS)
 def test_a_usage_limit_is_told_from_an_answer(agent, agent_env, home_root, server):
     caller = only(agent, agent_env, home_root)
     server.every_prompt([LimitReached()])
