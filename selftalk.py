@@ -710,9 +710,9 @@ AGENT_ROWS = (
           pane=Pane(OPENCODE_MARKS, OPENCODE_RULES, (), OPENCODE_SUBMIT, interrupt=("Escape", "Escape"),
                     digits=r"^  ┃  \d\. (\S.*?)(?: {2,}.*)?$", quit=("C-c",)),
           pipe=Pipe("opencode-run", ("run", "--format=json", "{args}"), rules=(
-              Rule("limited-retry", "limited", "bottom:6", (   # it tries again, later and later, and says nothing
-                  r'(?<=AI_APICallError: )[^"]*(?:exceeded your current quota|usage limit|insufficient credits'
-                  r'|credit balance)[^"]*', r"small=false")),)),
+              Rule("limited-retry", "limited", "bottom:6", (   # it tries again, and says nothing of it
+                  r'(?<=AI_APICallError: )[^"]*(?:exceeded your current quota|usage limit'
+                  r'|insufficient credits|credit balance)[^"]*', r"small=false")),)),
           record=Record("opencode-rows", ("XDG_DATA_HOME", "~/.local/share"), "opencode/opencode.db",
                         r"(?m)^timestamp=\S+ level=INFO run=\S+ message=created id=(ses_\w+) .*"
                         r" parentID=undefined ", True, OPENCODE_QUERY)),
@@ -1242,6 +1242,11 @@ def clean_text(text: str) -> str:
     a surrogate pair, which JSON can hold and UTF-8 cannot, becomes U+FFFD."""
     plain_text = CONTROLS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
     return plain_text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def one_line(text: str) -> str:
+    """`text` cleaned, on one line."""
+    return " ".join(clean_text(text).split())
 
 
 def checksum(value: object) -> str:
@@ -1848,7 +1853,7 @@ def render_events(events: Iterable[Event], dim: tuple[str, str] = ("", "")) -> I
             before = kind if text else before
         elif kind in EVENT_SIGNS or kind == "begin":
             counts = {**(facts.get("tokens") or {}), "USD": facts.get("cost_usd")} if kind == "done" else {}
-            words = " ".join(text.split()) if kind != "done" else \
+            words = one_line(text) if kind != "done" else \
                 ", ".join("%s %s" % (count, name) for name, count in counts.items() if count)
             more = " … (%d letters)" % len(words) if len(words) > SHOWN_LETTERS else ""
             before = ""
@@ -2949,6 +2954,7 @@ class Sight(NamedTuple):
     options: tuple[Option, ...] = ()    # of the question that is open
     done: Optional[str] = None          # the text of done.md
     words: str = ""                     # the last that a headless agent has told of its trouble
+    steps: int = 0                      # that it has taken: what its stream has told, less retries
 
 
 def note_place(run: Run, **facts: Any) -> None:
@@ -3262,6 +3268,9 @@ class Worker:
         turns, (mark, base, delivery) = self.record.read(), self.turn
         return find_turn(turns, mark, base) if delivery != "waiting" else Said()
 
+    def find_said(self) -> Said:
+        return self.read_said()
+
     def look(self) -> Sight:
         """A whole look. What ends a turn is read first and its fruits last, so none is missed in between."""
         is_dead = not is_alive(self.launcher)
@@ -3463,6 +3472,7 @@ LONGEST_LINE_BYTES = 1 << 21
 MOST_BYTES = 1 << 28          # further back than that nobody looks for the beginning of an answer
 LOG_BYTES = 1 << 14           # of the end of what it writes to stderr
 SHOWN_EVENTS = 40
+NO_STEPS = ("retry", "stray", "session")   # events that are no progress
 HEAD_LINES = 8                # the first of them names session and model
 TROUBLE_WORDS = re.compile(r"(?i)error|fail|cannot|denied|reject|refused|invalid|unexpected|not found")
 
@@ -3515,6 +3525,7 @@ class PipedWorker:
         self.path, self.start, self.offset = run.path("stdout.jsonl"), self.turn.base, self.turn.base
         self.said, self.events = Said(cost_usd=0.0), []   # of the stream from byte `start` to `offset`
         self.size = self.seen_bytes = -1                  # of it, at the last look, and at the last glance
+        self.steps = 0
         self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> "PipedWorker":
@@ -3550,9 +3561,9 @@ class PipedWorker:
             said = said._replace(state="ready")   # it has no other way to say so
         rows = [row for row in log.split("\n") if row[:1].strip() and letters(row)]   # no traceback
         troubles = [row for row in rows if TROUBLE_WORDS.search(row)]
-        words = said.error or (troubles or rows or [""])[-1][-300:]
-        shown = Screen("".join(render_events(event for event in self.events if event.kind != "retry")))
-        return Sight(status, is_gone, shown, verdict, said, done=read_done(self.run), words=words)
+        words = one_line(said.error or (troubles or rows or [""])[-1])[-300:]
+        done = read_done(self.run)
+        return Sight(status, is_gone, Screen(""), verdict, said, done=done, words=words, steps=self.steps)
 
     def read_said(self, is_ended: bool = True) -> Said:
         """What its stream says of the turn. Of much that is new only the end is read, and further back when
@@ -3574,6 +3585,15 @@ class PipedWorker:
             return self.said._replace(text="[its beginning is in %s]\n%s" % (self.path, self.said.text))
         return self.said
 
+    def find_said(self) -> Said:
+        """What its stream says of a turn that is broken off, with its last text however far back that is."""
+        said, span = self.read_said(False), WINDOW_BYTES
+        while not said.text and self.start > self.turn.base and span < MOST_BYTES:
+            span *= 32
+            self._jump(self.size - span, False)
+            said = self.said
+        return said
+
     def _jump(self, start: int, is_ended: bool) -> None:
         """Reads from byte `start` on, as if nothing stood before it but who speaks."""
         self.start = self.offset = max(start, self.turn.base)
@@ -3586,7 +3606,7 @@ class PipedWorker:
         """Folds further lines, `most` of them at most, the first ones skipped: they are cut."""
         lines = itertools.islice(self._lines(is_ended), skip, most)
         for event in parse_events(lines, self.agent.pipe.format):
-            self.said = fold_event(self.said, event)
+            self.said, self.steps = fold_event(self.said, event), self.steps + (event.kind not in NO_STEPS)
             self.events = (self.events + [event])[-SHOWN_EVENTS:]
 
     def _lines(self, is_ended: bool) -> Iterator[bytes]:
@@ -4146,7 +4166,7 @@ def note_sight(progress: Progress, sight: Sight, at_s: float) -> Progress:
     """What is known after one more look, `at_s` seconds after the run's start."""
     state, face = settle_state(sight), checksum(sight.screen.text)
     said = sight.said._replace(error="")   # which may count tries
-    trace = checksum((SPINNING.sub(" ", sight.screen.text), said))
+    trace = checksum((SPINNING.sub(" ", sight.screen.text), said, sight.steps))
     return progress._replace(
         state=state, looks=progress.looks + 1 if state == progress.state else 1,
         began=progress.began or state == "busy" or sight.said.state != "unknown" or sight.said.turn > 0,
@@ -4179,7 +4199,7 @@ def waits_for_prompt(progress: Progress, sight: Sight, worker: AnyWorker) -> boo
 
 def answered_ending(said: Said, worker: AnyWorker) -> Ending:
     """The ending of a turn whose agent says that it is over."""
-    what = "it was not allowed to use: %s" % ", ".join(said.denied) if said.denied else ""
+    what = "it was not allowed to use: %s" % one_line(", ".join(said.denied)) if said.denied else ""
     what = what or "the agent said nothing" * (not worker.has_screen and not said.text)
     source = worker.source if said.text or not worker.has_screen else "screen"
     return Ending("answered", what, answer=said.text, source=source, said=said)
@@ -4445,7 +4465,7 @@ def await_ending(worker: AnyWorker, wait_s: float, tell: Tell) -> Optional[Endin
             return ending
         if is_late and not (progress.state == "ready" and progress.looks == 1):   # then one more look decides
             words = "not done after %g s" % facts["max_time_s"]
-            return Ending("late", words, "give it more --max-time", said=sight.said)
+            return Ending("late", words, "give it more --max-time", said=worker.find_said())
         if at_s >= progress.beat_s:   # hosts take silence for a hang
             tell("run %d: %s, %d s" % (run.id, progress.state or "starting", at_s))
             progress = progress._replace(beat_s=at_s + HEARTBEAT_S)
@@ -4584,7 +4604,7 @@ def interrupt_run(run: Run, echo: Optional[Tell] = None) -> Ending:
         sight = worker.look()
         if sight.verdict.state == "asks":
             raise Unusable("run %d: asks something" % run.id, own_command("answer %d CHOICE" % run.id))
-        said, words = sight.said, ("stopped", "the turn was interrupted", "send it another prompt")
+        said, words = worker.find_said(), ("stopped", "the turn was interrupted", "send it another prompt")
         if (said.state, settle_state(sight)) == ("ready", "ready"):
             words = ("answered", "", "")
         ending = finish_turn(worker, Ending(*words, said.text, "transcript" if said.text else "", said))
@@ -4645,7 +4665,8 @@ def collect_runs(state: str, tell: Tell) -> None:
     """Ends what a caller that died has left: starts that got nowhere, and tasks that have finished since."""
     for run in read_runs(state, "open", tell):
         facts = run.facts
-        if not run.is_here or is_alive(fact_process(facts["caller"])) or facts["keep"]:
+        is_to_stay = facts["keep"] and not run.is_headless
+        if not run.is_here or is_alive(fact_process(facts["caller"])) or is_to_stay:
             continue
         had_ended = facts["state"] == "starting" or run.is_settled
         is_late = 0 < facts["max_time_s"] <= time.time() - facts["started_at"]
@@ -5280,6 +5301,8 @@ def check_verb(words: list[str]) -> None:
 
 def cmd_acp(folder: str, argv: list[str]) -> int:
     """What a launcher calls: a turn of a run, by an agent that speaks ACP; the prompt is on stdin."""
+    if as_number(os.path.basename(folder)) is None or not argv:
+        raise Unusable("acp-turn: is called by a launcher", own_command("--help"))
     facts = Run(folder).facts
     take_acp_turn(argv, decode(sys.stdin.buffer.read()), session=facts["session_id"] or "",
                   policy=facts.get("permissions", "allow"), stream=sys.stdout.buffer)

@@ -147,7 +147,7 @@ def worker_on(path, interface="claude", base=0):
     worker = PipedWorker.__new__(PipedWorker)
     worker.run, worker.agent, worker.path = run, AGENTS[interface], str(path)
     worker.turn, worker.start, worker.offset = selftalk.Turn("", base, "taken"), base, base
-    worker.said, worker.events, worker.size, worker.seen_bytes = Said(cost_usd=0.0), [], -1, -1
+    worker.said, worker.events, worker.size, worker.seen_bytes, worker.steps = Said(cost_usd=0.0), [], -1, -1, 0
     return worker
 
 
@@ -354,6 +354,93 @@ def test_events_are_progress_also_when_nothing_is_said(play):
     script = [INIT] + [line for n in range(12) for line in (tool % (n, n), "@sleep 0.3")] + DONE[1:]
     status, result = play(script, "--stall", "2", "do it")
     assert (status, result["answer"]) == (0, "It is done."), result
+
+
+def test_retries_are_no_progress_also_behind_many_events(play, sandbox):
+    tool = '{"type":"assistant","message":{"id":"m%d","content":[{"type":"tool_use","name":"Bash","input":{"command":"step %d"}}]}}'
+    retry = '{"type":"system","subtype":"api_retry","attempt":%d,"error":"overloaded"}'
+    script = [INIT] + [tool % (n, n) for n in range(60)] + [line for n in range(40) for line in (retry % n, "@sleep 0.2")] + ["@hang"]
+    status, result = play(script, "--stall", "2", "do it")
+    assert (status, result["outcome"]) == (7, "stalled") and result["seconds"] < 6
+    assert sandbox.run("stop", "1")[0] == 0
+
+
+def test_the_same_step_again_and_again_is_progress(play):
+    step = ['{"type":"item.started","item":{"type":"command_execution","command":"tail log"}}', "@sleep 0.2",
+            '{"type":"item.completed","item":{"type":"command_execution","aggregated_output":"building"}}']
+    script = ['{"type":"thread.started","thread_id":"t-1"}'] + step * 22 + [
+        '{"type":"item.completed","item":{"type":"agent_message","text":"built"}}', '{"type":"turn.completed","usage":{"input_tokens":7}}']
+    status, result = play(script, "--stall", "2", "do it", interface="codex")
+    assert (status, result["answer"], result["tokens"]) == (0, "built", {"input": 7}), result
+
+
+def test_what_a_worker_says_cannot_speak_to_the_terminal(play, sandbox):
+    hostile = "\\u001b]0;x\\u0007sh\\nselftalk: run 9: answered"
+    line = RESULT.replace('"usage"', '"permission_denials":[{"tool_name":"%s"}],"usage"' % hostile) % "It is done."
+    play([INIT, text_line("It is done."), line])
+    _, out, err = sandbox.run("result", "1")
+    assert "\x1b" not in out + err and "\nselftalk: run 9" not in err
+    play([INIT, '{"type":"system","subtype":"api_retry","error":"%s"}' % hostile, "@exit 1"])
+    _, out, err = sandbox.run("result", "2")
+    assert "\x1b" not in out + err and "\nselftalk: run 9" not in err
+
+
+@pytest.mark.parametrize("end", ["interrupt", "late"])
+def test_what_was_said_before_much_else_is_not_lost(play, sandbox, end):
+    script = [INIT, text_line("I found the bug.")] + [FILLER["claude"]] * 900 + ["@hang"]
+    if end == "late":
+        status, result = play(script, "--max-time", "2", "do it")
+        assert (status, result["outcome"]) == (8, "late")
+        assert json.loads((sandbox.run_folder() / "turns" / "1.json").read_text())["said"] == "I found the bug."
+        return
+    started = play(script, start=True)
+    assert until_true(lambda: (sandbox.run_folder() / "stdout.jsonl").exists()
+                      and (sandbox.run_folder() / "stdout.jsonl").stat().st_size > 900_000)
+    assert sandbox.run_json("interrupt", "1")[1]["answer"] == "I found the bug."
+    assert started.wait(timeout=30) == 1
+
+
+def test_a_headless_talk_whose_caller_was_killed_is_collected(play, sandbox):
+    started = play([INIT, "@sleep 0.5"] + DONE[1:], "--keep", "do it", start=True)
+    assert until_true(lambda: (sandbox.run_folder() / "events.jsonl").exists())
+    started.send_signal(signal.SIGKILL)
+    started.communicate()
+    assert until_true(lambda: (sandbox.run_folder() / "exit").exists())
+    sandbox.run("list")
+    assert sandbox.run_json("list")[1][0]["state"] == "over"
+
+
+def test_a_headless_run_has_no_screen_to_explain(play, sandbox):
+    play(DONE)
+    status, _, err = sandbox.run("explain", "1")
+    assert status == 2 and "has no screen" in err and "log 1" in err
+
+
+def test_the_verb_of_a_launcher_is_no_verb_for_a_person(sandbox):
+    for words in (("acp-turn", "nonsense", "--", "x"), ("acp-turn", str(sandbox.folder / "7"), "--"), ("acp-turn", "/nowhere/7", "--", "x")):
+        status, _, err = sandbox.run(*words)
+        assert status == 2 and "Traceback" not in err, words
+
+
+def test_tokens_of_a_session_are_told_for_each_turn(play, sandbox):
+    def script(total):
+        return ['{"type":"thread.started","thread_id":"01a1fca7-1fa6-7f82-8494-d22e21bb127a"}', '{"type":"item.completed","item":{"type":"agent_message","text":"yes"}}',
+                '{"type":"turn.completed","usage":{"input_tokens":%d}}' % total]
+    assert play(script(100), interface="codex")[1]["tokens"] == {"input": 100}
+    folder = sandbox.home / ".codex" / "sessions" / "2026" / "11" / "21"
+    folder.mkdir(parents=True)
+    item = {"type": "event_msg", "payload": {"type": "item_completed", "item": {"type": "UserMessage", "content": [{"type": "text", "text": "x"}]}}}
+    (folder / "rollout-1-01a1fca7-1fa6-7f82-8494-d22e21bb127a.jsonl").write_text(json.dumps(item) + "\n")
+    assert play(script(250), "1", "go on", interface="codex", verb="send")[1]["tokens"] == {"input": 150}
+    assert "exec\n--json\n--skip-git-repo-check\nresume\n01a1fca7" in (sandbox.work / "argv.seen").read_text()
+
+
+@pytest.mark.parametrize("interface, begin, end", [("codex", "--mine", "--skip-git-repo-check"), ("opencode", "run", "--mine"), ("claude", "--settings", "--mine")])
+def test_the_arguments_stand_where_each_agent_takes_them(play, sandbox, interface, begin, end):
+    play([], interface=interface, more="    args: [--mine]\n")
+    argv = (sandbox.work / "argv.seen").read_text().split("\n")
+    argv = [word for word in argv if word not in ("-c", "check_for_update_on_startup=false") and not word.startswith("projects=")]
+    assert (argv[0], argv[-1]) == (begin, end)
 
 
 def test_past_its_time_it_is_ended(play, sandbox):
