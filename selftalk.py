@@ -1785,32 +1785,34 @@ def parse_events(lines: Iterable[bytes], format: str) -> Iterator[Event]:
     """The events of a stream's lines, with the pieces of a text joined. What is no JSON says nothing of the
     turn, unless no format is known: then all that is printed is what the agent says."""
     pieces: list[str] = []
-    message = ""
+    message, glue = "", ""
     for line in lines:   # b"" when what there is so far is wanted
         text, row = line.decode("utf-8", "replace"), None
         with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(text) if format in EVENT_FORMATS else None
         events = EVENT_FORMATS[format](row) if isinstance(row, dict) else [Event("stray", text)]
         for event in events if format in EVENT_FORMATS or not line else [Event("text", text)]:
-            if event.kind == "text" and not event.glue:
-                pieces.append(event.text)
+            if event.kind == "text" and len(pieces) < 1000:
+                glue = glue if pieces else event.glue
+                pieces.append(event.glue * bool(pieces) + event.text)
                 continue
             if event.kind == "begin":
                 is_same, message = event.text == message != "", event.text
                 if is_same:
                     continue
             if pieces:
-                yield Event("text", "".join(pieces))
+                yield Event("text", "".join(pieces), glue)
                 pieces = []
             yield event
     if pieces:
-        yield Event("text", "".join(pieces))
+        yield Event("text", "".join(pieces), glue)
 
 
 def fold_event(said: Said, event: Event) -> Said:
     """What an agent has said after one more event of its stream."""
     kind, text, glue, facts = event
-    cost = facts.get("cost_usd") if type(facts.get("cost_usd")) in (int, float) else None
+    cost = facts.get("cost_usd")
+    cost = cost if type(cost) in (int, float) and 0 <= cost < 1e6 else None
     if kind == "step" and cost is not None:   # of this step only
         cost = None if said.cost_usd is None else said.cost_usd + cost
     told = {**facts, "cost_usd": said.cost_usd if cost is None else cost}
@@ -2155,6 +2157,9 @@ def read_bytes(path: str, start: int = 0) -> Optional[bytes]:
         file.seek(start)
         return file.read()
     return None
+
+
+LEFT_OUT = re.compile(r"\[\d+ bytes are left out here\]")   # as join_edges says it
 
 
 def join_edges(head: bytes, left_out: int, tail: bytes) -> bytes:
@@ -2671,7 +2676,8 @@ START_FACTS = ("id state outcome profile agent form workspace keep turn asked_at
                "started_at caller machine record_home session_id extra_args depth").split()
 PLACE_FACTS = "place launcher".split()                               # once there is a worker
 TMUX_FACTS = "socket socket_identity session pane server".split()   # unless it is headless
-HEADLESS = "headless"               # the place of a worker without a terminal
+HEADLESS = "headless"               # the place of a worker without a terminal, and its files
+STREAM_FILES = ("stdout.jsonl", "stderr.log")
 RUN_VARIABLE = "SELFTALK_RUN"       # the folder of the run a process belongs to
 DEPTH_VARIABLE = "SELFTALK_DEPTH"   # how many runs it is inside of
 
@@ -2819,6 +2825,7 @@ class Turn(NamedTuple):
     mark: str = ""              # the first letters of what was sent
     base: int = 0               # turns that the record, or bytes that the stream, held before
     delivery: str = "taken"     # waiting, pasted, entered, taken; a prompt given at launch is taken
+    log_base: int = 0           # bytes that stderr.log held before, of a headless run
 
 
 def read_turn(run: Run) -> dict[str, Any]:
@@ -3265,7 +3272,7 @@ class Worker:
 
     def read_said(self) -> Said:
         """What the agent's record says of the turn."""
-        turns, (mark, base, delivery) = self.record.read(), self.turn
+        turns, (mark, base, delivery, _) = self.record.read(), self.turn
         return find_turn(turns, mark, base) if delivery != "waiting" else Said()
 
     def find_said(self) -> Said:
@@ -3468,10 +3475,11 @@ class Worker:
 # its output passes through us; what matters of it is read from the end of its stream.
 
 WINDOW_BYTES = 1 << 18        # of the end of a stream, read first; further back only when that does not tell
-LONGEST_LINE_BYTES = 1 << 21
-MOST_BYTES = 1 << 28          # further back than that nobody looks for the beginning of an answer
+LONGEST_LINE_BYTES = 1 << 22
+MOST_BYTES = 1 << 28          # further back than that nobody looks for the beginning of an answer, or of …
+PLAIN_BYTES = 1 << 22         # … all that an agent has printed whose stream tells nothing
 LOG_BYTES = 1 << 14           # of the end of what it writes to stderr
-SHOWN_EVENTS = 40
+SHOWN_EVENTS, SHOWN_TEXT = 40, 4000        # of the end of a stream, when that is shown
 NO_STEPS = ("retry", "stray", "session")   # events that are no progress
 HEAD_LINES = 8                # the first of them names session and model
 TROUBLE_WORDS = re.compile(r"(?i)error|fail|cannot|denied|reject|refused|invalid|unexpected|not found")
@@ -3483,13 +3491,13 @@ def pipe_profile(profile: Profile) -> Profile:
     if not pipe:
         raise Unusable("profile `%s`: its agent needs a terminal" % profile.name, "leave out headless")
     own = tuple(arg for arg in pipe.args if arg not in profile.args)   # it may say itself how
-    at, way = own.index("{args}"), pipe.by if profile.prompt == "argument" else profile.prompt
+    at, way = own.index("{args}"), pipe.by if profile.prompt == "argument" or pipe.wrap else profile.prompt
     return profile._replace(args=own[:at] + profile.args + own[at + 1:], prompt=way)
 
 
 def open_pipe(run: Run, launch: Launch) -> None:
     """Starts a headless worker and notes it; one that is taken up again goes on in the same files."""
-    for name in ("stdout.jsonl", "stderr.log"):
+    for name in STREAM_FILES:
         if not read_stat(run.path(name)):
             write_file(run.path(name), "")   # by us, so that only we can read it
     holes = {"python": sys.executable, "selftalk": os.path.abspath(__file__), "folder": run.folder}
@@ -3522,7 +3530,7 @@ class PipedWorker:
     def __init__(self, run: Run, echo: Optional[Tell] = None) -> None:
         self.run, self.agent, self.echo = run, AGENTS[run.facts["agent"]], echo
         self.launcher, self.turn = fact_process(run.facts["launcher"]), current_turn(run)
-        self.path, self.start, self.offset = run.path("stdout.jsonl"), self.turn.base, self.turn.base
+        self.path, self.start, self.offset = run.path(STREAM_FILES[0]), self.turn.base, self.turn.base
         self.said, self.events = Said(cost_usd=0.0), []   # of the stream from byte `start` to `offset`
         self.size = self.seen_bytes = -1                  # of it, at the last look, and at the last glance
         self.steps = 0
@@ -3559,6 +3567,8 @@ class PipedWorker:
             said = said._replace(state=verdict.state, error=verdict.text)
         elif is_gone and status == 0 and pipe.publishes:
             said = said._replace(state="ready")   # it has no other way to say so
+        if self.start > self.turn.base and not said.turn and said.state == "ready":
+            said = said._replace(text="[its beginning is in %s]\n%s" % (self.path, said.text))
         rows = [row for row in log.split("\n") if row[:1].strip() and letters(row)]   # no traceback
         troubles = [row for row in rows if TROUBLE_WORDS.search(row)]
         words = one_line(said.error or (troubles or rows or [""])[-1])[-300:]
@@ -3568,21 +3578,21 @@ class PipedWorker:
     def read_said(self, is_ended: bool = True) -> Said:
         """What its stream says of the turn. Of much that is new only the end is read, and further back when
         that does not hold the beginning of what was said last; a half line counts when it `is_ended`."""
-        self.size = size = file_stamp(self.path)[0]
-        span = WINDOW_BYTES
+        before, size, span = self.size, file_stamp(self.path)[0], WINDOW_BYTES
+        self.size = size
         if size - self.offset <= span:
             self._fold(is_ended)
         else:
             if self.offset == self.turn.base:
                 self._fold(False, HEAD_LINES)
             self._jump(size - span, is_ended)
+        is_plain = self.agent.pipe.publishes and span < PLAIN_BYTES   # all of it is what the agent says
         while self.start > self.turn.base and not self.said.turn and span < MOST_BYTES and (
                 self.said.state in ("ready", "failed", "limited", "login")
-                or is_ended and (self.agent.pipe.publishes or self.said.state == "unknown")):
+                or is_ended and is_plain or (is_ended or size == before) and self.said.state == "unknown"):
             span *= 32
+            is_plain = is_plain and span < PLAIN_BYTES
             self._jump(size - span, is_ended)
-        if self.start > self.turn.base and not self.said.turn and self.said.state == "ready":
-            return self.said._replace(text="[its beginning is in %s]\n%s" % (self.path, self.said.text))
         return self.said
 
     def find_said(self) -> Said:
@@ -3607,19 +3617,22 @@ class PipedWorker:
         lines = itertools.islice(self._lines(is_ended), skip, most)
         for event in parse_events(lines, self.agent.pipe.format):
             self.said, self.steps = fold_event(self.said, event), self.steps + (event.kind not in NO_STEPS)
-            self.events = (self.events + [event])[-SHOWN_EVENTS:]
+            if self.agent.pipe.publishes and len(self.said.text) > PLAIN_BYTES:
+                self.start, self.said = self.offset, self.said._replace(text=self.said.text[-PLAIN_BYTES:])
+            self.events = (self.events + [event._replace(text=event.text[-SHOWN_TEXT:])])[-SHOWN_EVENTS:]
 
     def _lines(self, is_ended: bool) -> Iterator[bytes]:
         for end, line in read_lines(self.path, self.offset, LONGEST_LINE_BYTES):
-            if (line[-1:] != b"\n" or end > self.size) and not is_ended:   # it may write faster than we read
+            if end > self.size or line[-1:] != b"\n" and not is_ended:   # it may write faster than we read
                 return
             self.offset = end
             yield line
 
     def read_log(self) -> str:
-        """The end of what it has written to stderr."""
-        path = self.run.path("stderr.log")
-        return clean_text(decode(read_bytes(path, max(0, file_stamp(path)[0] - LOG_BYTES)) or b"")).strip()
+        """The end of what it has written to stderr in this turn."""
+        path = self.run.path(STREAM_FILES[1])
+        begin = max(self.turn.log_base, file_stamp(path)[0] - LOG_BYTES)
+        return clean_text(decode(read_bytes(path, begin) or b"")).strip()
 
     def capture(self) -> Screen:
         """What a person would have seen last."""
@@ -4129,8 +4142,8 @@ def begin_turn(run: Run, prompt: str, was_over: bool, **limits: float) -> None:
         for name in ("progress.json", "asked", "done.md", "exit"):
             remove_file(run.path(name))
         write_file(run.path("prompt.md"), prompt)
-        turn = Turn("", max(0, file_stamp(run.path("stdout.jsonl"))[0]), "taken") if run.is_headless else \
-            Turn(delivery="waiting")
+        sizes = [max(0, file_stamp(run.path(name))[0]) for name in STREAM_FILES]
+        turn = Turn("", sizes[0], "taken", sizes[1]) if run.is_headless else Turn(delivery="waiting")
         write_turn(of_turn(run, number), prompt=prompt, outcome=None, **turn._asdict())
         if was_over:
             write_file(run.open_mark, "")
@@ -4165,7 +4178,8 @@ def look_pause_s(worker: AnyWorker, progress: Progress, sight: Sight, at_s: floa
 def note_sight(progress: Progress, sight: Sight, at_s: float) -> Progress:
     """What is known after one more look, `at_s` seconds after the run's start."""
     state, face = settle_state(sight), checksum(sight.screen.text)
-    said = sight.said._replace(error="")   # which may count tries
+    text = sight.said.text
+    said = sight.said._replace(error="", text="%d %s" % (len(text), text[-200:]))   # an error may count tries
     trace = checksum((SPINNING.sub(" ", sight.screen.text), said, sight.steps))
     return progress._replace(
         state=state, looks=progress.looks + 1 if state == progress.state else 1,
@@ -4201,6 +4215,9 @@ def answered_ending(said: Said, worker: AnyWorker) -> Ending:
     """The ending of a turn whose agent says that it is over."""
     what = "it was not allowed to use: %s" % one_line(", ".join(said.denied)) if said.denied else ""
     what = what or "the agent said nothing" * (not worker.has_screen and not said.text)
+    if LEFT_OUT.search(said.text):
+        where = "its middle is only in %s" % worker.run.path(STREAM_FILES[0])
+        what = "; ".join(filter(None, (what, where)))
     source = worker.source if said.text or not worker.has_screen else "screen"
     return Ending("answered", what, answer=said.text, source=source, said=said)
 
@@ -4341,8 +4358,9 @@ def send_prompt(run: Run, prompt: str, means: Means, **limits: float) -> None:
     profile; what is missing for that is found before the turn begins."""
     if not run.is_over:
         run.check_here()
-        if run.is_settled and not is_alive(fact_process(run.facts["launcher"])):
-            stop_run(run, means.echo)   # its agent has left meanwhile
+        if run.is_settled and (run.is_headless or not is_alive(fact_process(run.facts["launcher"]))):
+            stop_run(run, means.echo)   # its agent has left, or will: a headless one takes no other prompt
+            run.reload()
     if not run.is_over:
         begin_turn(run, prompt, False, **limits)
         return
@@ -4355,7 +4373,8 @@ def send_prompt(run: Run, prompt: str, means: Means, **limits: float) -> None:
     request = Request(profile, "", facts["workspace"], facts["form"], tuple(facts["extra_args"]))
     launch = prepare_launch(request, means.base, facts["depth"])
     said = RecordFollower(profile.agent.record, run).read()[-1]
-    words = find_resume(run) or () if said.turn else ()   # else nothing to take up
+    has_said = said.turn or run.is_headless and read_turn(run).get("said")   # else nothing to take up
+    words = find_resume(run) or () if has_said else ()
     args = launch.profile.args + fill_holes(words, {"session": facts["session_id"]})
     begin_turn(run, prompt, True, **limits)
     with undoing_start(run):
@@ -4528,16 +4547,17 @@ def move_on(run: Run, ending: Ending, means: Means) -> Optional[Run]:
             route = find_route(names, means.config(), means.base, echo=means.echo, limits={})
             if route.is_used_up:
                 raise Missing("nobody takes over: %s" % route.reason)
-        except Missing as missing:
-            means.tell("run %d: %s" % (run.id, missing.what))
+            attempt(lambda: stop_run(run, means.echo))
+            profile, can_pipe = route.profile, bool(route.profile.agent.pipe)
+            new = start_run(Request(
+                profile._replace(headless=profile.headless or run.is_headless and can_pipe),
+                handed_over(run, ending.said.text), place="session" if facts["place"] == "session" else "",
+                chain=tuple(names[names.index(profile.name) + 1:]),
+                took_over={**turn, "profile": facts["profile"], "outcome": ending.outcome},
+                **{fact: facts[fact] for fact in REQUEST_FACTS}), means.base, means.echo)
+        except (Unusable, Missing) as failure:
+            means.tell("run %d: %s" % (run.id, failure.what))
             return None
-        attempt(lambda: stop_run(run, means.echo))
-        new = start_run(Request(
-            route.profile._replace(headless=route.profile.headless or run.is_headless),
-            handed_over(run, ending.said.text), place="session" if facts["place"] == "session" else "",
-            chain=tuple(names[names.index(route.profile.name) + 1:]),
-            took_over={**turn, "profile": facts["profile"], "outcome": ending.outcome},
-            **{fact: facts[fact] for fact in REQUEST_FACTS}), means.base, means.echo)
     means.tell("run %d: %s CANNOT GO ON: %s" % (run.id, facts["profile"], ending.what))
     means.tell("run %d: %s TAKES OVER (%s)" % (new.id, route.profile.name, route.reason))
     return new
@@ -4633,8 +4653,9 @@ def follow_lines(run: Run, name: str, follows: bool) -> Iterator[bytes]:
         run.reload()
         is_alive_yet = run.facts["state"] == "starting" or is_alive(fact_process(run.facts.get("launcher")))
         is_done = not follows or run.is_settled or run.is_over or not is_alive_yet
+        size = file_stamp(run.path(name))[0]
         for end, line in read_lines(run.path(name), at, LONGEST_LINE_BYTES):
-            if line[-1:] != b"\n" and not is_done:
+            if end > size or line[-1:] != b"\n" and not is_done:
                 break
             at = end
             yield line
@@ -4654,6 +4675,7 @@ def named_interrupt(run: Run) -> Iterator[None]:
     except Failure as failure:
         if file_stamp(run.path("run.json"))[0] < 0:
             end_place(run)
+            remove_file(run.open_mark)
             words = "run %d: its folder was removed; the worker was ended" % run.id
             raise Unusable(words, "start it again") from failure
         if type(failure) is not Failure or not failure.what:
@@ -5062,10 +5084,10 @@ def cmd_log(args: "argparse.Namespace") -> int:
     """Shows what a headless agent tells of its work, or what was done with one in tmux."""
     run, dim = args.run, ("\x1b[2m", "\x1b[22m") if os.isatty(1) else ("", "")
     pipe = AGENTS[run.facts["agent"]].pipe if run.is_headless else None
-    lines = follow_lines(run, "stdout.jsonl" if pipe else "events.jsonl", args.follow and not args.json)
+    lines = follow_lines(run, STREAM_FILES[0] if pipe else "events.jsonl", args.follow and not args.json)
     if args.json:
         rows = parse_events(lines, pipe.format) if pipe else parse_json_lines(decode(b"".join(lines)))
-        return emit([row._asdict() if pipe else row for row in rows])
+        return emit([row._asdict() if pipe else row for row in rows if row != Event("stray")])
     with named_interrupt(run):
         for piece in render_events(parse_events(lines, pipe.format), dim) if pipe else map(event_line, lines):
             emit(piece, end="")

@@ -7,6 +7,7 @@
     @lines N LINE          prints LINE N times
     @long N                one line: a tool's result of N bytes
     @child                 starts a process in a session of its own that stays
+    @flood                 starts a process that prints lines for ever
     @hang                  waits for ever
     @kill                  ends itself by SIGKILL
     @exit N                ends with this status; otherwise 0 at the end of the script
@@ -51,6 +52,8 @@ def main():
             out.flush()
         elif verb == b"@child":
             subprocess.Popen(["sleep", "7777"], start_new_session=True, stdout=subprocess.DEVNULL)
+        elif verb == b"@flood":
+            subprocess.Popen(["sh", "-c", "while :; do echo '{\"type\":\"user\"}'; done"], start_new_session=True)
         elif verb == b"@hang":
             time.sleep(3600)
         elif verb == b"@kill":

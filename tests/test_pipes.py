@@ -443,6 +443,61 @@ def test_the_arguments_stand_where_each_agent_takes_them(play, sandbox, interfac
     assert (argv[0], argv[-1]) == (begin, end)
 
 
+def test_a_plain_answer_is_whole_up_to_megabytes_and_says_when_it_is_not(play):
+    status, result = play(["first"] + ["@lines 3000 " + "x" * 999], interface="generic")
+    assert (status, len(result["answer"])) == (0, 6 + 3_000_000 - 1) and result["answer"].startswith("first")
+    status, result = play(["first"] + ["@lines 20000 " + "x" * 999], interface="generic")
+    assert status == 0 and result["answer"].startswith("[its beginning is in %s/stdout.jsonl]" % result["folder"])
+
+
+def test_a_second_turn_is_not_judged_by_what_the_first_wrote_to_stderr(play, sandbox):
+    line = 'level=ERROR small=false error.error="AI_APICallError: You exceeded your current quota, please check"'
+    status, result = play(["@stderr " + line, "@hang"], interface="opencode")
+    assert (status, result["outcome"]) == (6, "limited") and "exceeded your current quota" in result["what"]
+    facts = json.loads((sandbox.run_folder() / "run.json").read_text())
+    facts["session_id"] = "ses_1"
+    (sandbox.run_folder() / "run.json").write_text(json.dumps(facts))
+    status, result = play(["@sleep 1.5"] + LAST["opencode"], "1", "go on", interface="opencode", verb="send")
+    assert (status, result["answer"]) == (0, "first part\nlast part"), result
+
+
+def test_a_next_prompt_is_not_given_to_a_worker_that_is_still_ending(play, sandbox):
+    assert play(DONE + ["@hang"], "--keep", "do it")[0] == 0
+    sandbox.run("wait", "1")
+    facts = json.loads((sandbox.run_folder() / "run.json").read_text())
+    assert facts["state"] == "over"
+
+
+@pytest.mark.parametrize("cost", ["1" + "0" * 400, "1e999", "-1", '"x"', "NaN"])
+def test_a_cost_that_is_none_breaks_nothing(play, sandbox, cost):
+    script = [LAST["opencode"][0], LAST["opencode"][1], LAST["opencode"][3].replace("0.25", cost)]
+    assert play(script, interface="opencode")[1]["cost_usd"] is None
+    assert sandbox.run("list")[0] == 0
+
+
+def test_a_child_that_writes_on_and_on_holds_up_nothing(play, sandbox):
+    script = [INIT, "@flood", "@exit 1"]
+    status, result = play(script)
+    assert (status, result["outcome"]) == (1, "failed") and result["seconds"] < 5
+    assert sandbox.run("log", "1", timeout_s=60)[0] == 0
+
+
+def test_a_message_of_many_pieces_is_put_together_at_once(play):
+    script = [INIT] + [text_line("%020d" % n, "m9") for n in range(20_000)] + [RESULT % "x"]
+    status, result = play(script)
+    assert (status, len(result["answer"])) == (0, 20_000 * 21 - 1) and result["seconds"] < 10
+
+
+def test_an_answer_with_its_middle_left_out_says_so(play):
+    status, result = play([INIT, text_line("y" * 5_000_000), RESULT % ("y" * 5_000_000)])
+    assert status == 0 and "bytes are left out here" in result["answer"] and result["folder"] + "/stdout.jsonl" in result["what"]
+
+
+def test_a_long_result_is_read_also_while_its_agent_stays(play):
+    status, result = play([INIT, text_line("y" * 400_000), RESULT % ("y" * 400_000), "@hang"], "--max-time", "20", "do it")
+    assert (status, len(result["answer"])) == (0, 400_000), result["outcome"]
+
+
 def test_past_its_time_it_is_ended(play, sandbox):
     status, result = play([INIT, text_line("I begin"), "@hang"], "--max-time", "1", "do it")
     assert (status, result["outcome"]) == (8, "late") and not sandbox.processes()
