@@ -1404,6 +1404,7 @@ def next_turn(said: Said, prompt: str) -> Said:
     return Said("busy", turn=said.turn + 1, prompt=letters(prompt)[:400])
 
 
+NO_REASON = "no reason given"
 LIMIT_WORDS = re.compile(r"""
     [Yy]ou['’]ve\ hit\ your\ .{1,40}\ limit | (?<!not\ your\ )usage\ limit              # claude, codex
     | [Qq]uota\ exceeded | use\ Codex\ with\ your\ ChatGPT\ plan,\ upgrade              # codex
@@ -1419,7 +1420,7 @@ LOGIN_WORDS = re.compile(r"""
 
 def break_off(said: Said, words: object, *, is_limit: object = False, is_login: object = False) -> Said:
     """The turn after an error, in the agent's own words, which may tell what kind of error it is."""
-    text = str(words or "no reason given")
+    text = str(words or NO_REASON)
     state = "limited" if is_limit or LIMIT_WORDS.search(text) else \
         "login" if is_login or LOGIN_WORDS.search(text) else "failed"
     return said._replace(state=state, error=text)
@@ -1718,7 +1719,7 @@ def parse_opencode_event(line: dict[str, Any]) -> Iterator[Event]:
 
 ACP_TOKENS = {"inputTokens": "input", "outputTokens": "output", "cachedReadTokens": "cached", **TOKENS}
 ACP_LIMIT = re.compile(r"(?i)usage.?limit|rate.?limit|hit your .{1,40}limit|quota|\b429\b")
-ACP_LOGIN = re.compile(r"(?i)authentication required|unauthenticated|invalid api key|\b401\b")
+ACP_LOGIN = re.compile(r"(?i)authentication required|unauthenticated|(?:invalid|missing) api key|\b401\b")
 
 
 def end_acp_turn(result: dict[str, Any]) -> Event:
@@ -1728,9 +1729,9 @@ def end_acp_turn(result: dict[str, Any]) -> Event:
     if reason != "end_turn":
         return Event("error", "the turn was interrupted" if reason == "cancelled" else "ended: " + reason)
     tokens = count_tokens(result.get("usage") or quota.get("token_count"), ACP_TOKENS)
-    models = quota.get("model_usage")
-    model = as_map(models[0]).get("model") if isinstance(models, list) and models else None
-    return Event("done", facts={name: fact for name, fact in (("tokens", tokens), ("model", model)) if fact})
+    used = quota.get("model_usage")
+    model = as_map(used[0]).get("model") if isinstance(used, list) and used else None
+    return Event("done", facts={"tokens": tokens, "model": model, "is_spoken": True})
 
 
 def fail_acp_turn(error: dict[str, Any]) -> Event:
@@ -1745,11 +1746,11 @@ def fail_acp_turn(error: dict[str, Any]) -> Event:
 def parse_acp_event(line: dict[str, Any]) -> Iterator[Event]:
     """What one message of an agent says that speaks the Agent Client Protocol, version 1 (gemini 0.61.0,
     opencode 1.18.33, claude-agent-acp 0.100.0, codex-acp 2.6.0, kimi 2.1.0, copilot 1.0.102, qwen 0.24.4)."""
-    params, result, error = (as_map(line.get(name)) for name in ("params", "result", "error"))
+    params, result, error = as_map(line.get("params")), as_map(line.get("result")), line.get("error")
     update, asks = as_map(params.get("update")), line.get("method") == "session/request_permission"
     kind = update.get("sessionUpdate")
     if error:
-        yield fail_acp_turn(error)
+        yield fail_acp_turn(as_map(error) or {"message": error})
     elif isinstance(result.get("stopReason"), str):
         yield end_acp_turn(result)
     elif isinstance(result.get("sessionId"), str):
@@ -1765,11 +1766,16 @@ def parse_acp_event(line: dict[str, Any]) -> Iterator[Event]:
         yield Event("begin")
         yield Event("tool", ("%s %s" % (call.get("title") or "", given)).strip())
     elif kind == "tool_call_update" and update.get("status") in ("completed", "failed"):
-        blocks = update.get("content")
-        texts = [as_map(block).get("content") for block in blocks] if isinstance(blocks, list) else []
-        yield Event("tool-result", join_texts(texts, "text"))
-    elif line.get("method") == "_session/retrying":   # vibe 3.0.2
+        blocks = update.get("content") if isinstance(update.get("content"), list) else []
+        yield Event("tool-result", join_texts([as_map(one).get("content") for one in blocks], "text"))
+    elif line.get("method") == "_session/retrying":   # vibe 3.0.2: the answer comes anew, under the same id
+        yield Event("begin")
         yield Event("retry", str(params.get("detail") or ""))
+    for more in map(as_map, as_map(update.get("_meta")).values()):   # codex-acp 2.6.0, at a 429 or 500
+        if more.get("error"):
+            yield Event("retry", str(as_map(more["error"]).get("message")))
+        if as_map(more.get("threadStatus")).get("type") == "systemError":
+            yield Event("error")   # its words come behind it as if they were an answer, and then `end_turn`
 
 
 EVENT_FORMATS: dict[str, Callable[[dict[str, Any]], Iterator[Event]]] = {
@@ -1817,22 +1823,28 @@ def fold_event(said: Said, event: Event) -> Said:
         cost = None if said.cost_usd is None else said.cost_usd + cost
     told = {**facts, "cost_usd": said.cost_usd if cost is None else cost}
     said = said._replace(**{name: told[name] for name in Said._fields if told.get(name) not in (None, "")})
+    is_broken = said.state in ("failed", "limited", "login")   # until another message begins
     if kind == "error":
         return break_off(said, text, is_limit=facts.get("is_limit"), is_login=facts.get("is_login"))
+    if kind == "done" and is_broken:   # the words of an error may come as if they were an answer
+        return break_off(said, said.text.strip()) if said.error == NO_REASON else said
+    if kind == "done" and facts.get("is_spoken") and not said.goes_on:
+        return break_off(said, "the turn ended without an answer")
     if kind == "done":
         is_whole = bool(said.turn) or bool(text) and not said.text
         return said._replace(state="ready", text=said.text or text, turn=max(said.turn, is_whole))
     if kind in ("step", "stray"):
         return said
-    said = said._replace(state="busy", error=text if kind == "retry" else "")
+    if not is_broken or kind == "begin" and not text:
+        said = said._replace(state="busy", error=text if kind == "retry" else "")
     if kind == "session":
         return said._replace(session=text or said.session)
     if kind == "begin" and text and text == said.message:
         return said
     if kind == "begin":   # behind nothing that was seen, a message with an id may have begun before
         return said._replace(turn=said.turn + (not text or bool(said.message)), message=text, goes_on=False)
-    return said._replace(text=said.text + glue + text if said.goes_on else text, goes_on=True) \
-        if kind == "text" else said
+    whole = said.text + glue + text if said.goes_on else text
+    return said._replace(text=whole, goes_on=True) if kind == "text" else said
 
 
 EVENT_SIGNS = {"session": "— ", "tool": "● ", "tool-result": "  ⎿ ", "retry": "… ", "error": "✕ ",
@@ -3711,8 +3723,8 @@ class AcpTalk:
         if self.signals and method == "session/prompt":
             self.send(method="session/cancel", params={"sessionId": params["sessionId"]})
             any(self.answer or self.agent.is_over for _ in until(CANCEL_S, pause=self.agent.pump))
-        if "result" in self.answer:
-            return as_map(self.answer["result"])
+        if self.answer and not self.answer.get("error"):
+            return as_map(self.answer.get("result"))
         why = "refused" if self.answer else "interrupted" if self.signals else "the agent ended before that"
         raise Failure("%s: %s" % (method, why))
 

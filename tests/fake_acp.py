@@ -3,7 +3,8 @@
 
     load · load-late · resume   it can take up a session; "load" tells the history first, "load-late" afterwards
     version2 · login · nameless it speaks version 2; wants a login first; makes sessions without an id
-    first-talks                 writes 2 MB after session/new, and reads nothing before that is taken
+    first-talks                 reads a little of the prompt, then writes 2 MB, and then reads on
+    last-words                  says more when its stdin is closed; whoever started it looks only when it is gone
     stubborn                    ignores SIGTERM, and that its stdin is closed
     deaf                        stubborn, and reads nothing after session/new
 
@@ -12,7 +13,7 @@ FAKE_STEPS, by ";", is what it does with a prompt:
     say TEXT         a piece of an answer
     ask KIND,KIND…   asks for permission, with options of these kinds; says which one was taken
     request METHOD   asks something else; says what came back
-    wait             waits for session/cancel, and then answers the prompt with "cancelled"
+    wait             waits for session/cancel
     raw TEXT         prints a line as it is, with \\xNN for bytes
     piece TEXT       the same, without an end of line
     nest N           a line of N nested lists
@@ -56,7 +57,19 @@ def receive():
     HEARD.write(line)
     if line:
         return json.loads(line)
+    if "last-words" in TRAITS:
+        say_last_words(os.getppid())
     return sleep() if "stubborn" in TRAITS else sys.exit(0)
+
+
+def say_last_words(client):
+    time.sleep(0.2)   # until it has read all else: a full pipe would hold us
+    os.kill(client, signal.SIGSTOP)
+    update("agent_message_chunk", "last")
+    if not os.fork():
+        time.sleep(0.2)
+        os.kill(client, signal.SIGCONT)
+    os._exit(0)
 
 
 def sleep():
@@ -65,9 +78,9 @@ def sleep():
 
 
 def request(method, **params):
-    send(id="ours", method=method, params=params)
+    send(id=prompt_id, method=method, params=params)   # agents count their own requests, so ids may meet
     answer = receive()
-    while answer.get("id") != "ours":
+    while answer.get("id") != prompt_id:
         answer = receive()
     return answer
 
@@ -90,6 +103,8 @@ def open_session(id, method):
             time.sleep(0.1)
             tell_history()
     if "first-talks" in TRAITS:
+        sys.stdin.buffer.peek(1)
+        time.sleep(0.2)
         step_many("2")
     if "deaf" in TRAITS:
         sleep()
@@ -106,7 +121,6 @@ def step_ask(kinds):
 def step_wait(_):
     while receive().get("method") != "session/cancel":
         continue
-    answer(result={"stopReason": "cancelled"})
 
 
 def step_raw(text):

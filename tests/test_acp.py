@@ -13,7 +13,6 @@ import selftalk
 from sandboxes import PROGRAM, ROOT, until_true
 
 FAKE = ROOT / "tests" / "fake_acp.py"
-STREAMS = sorted((ROOT / "tests" / "streams" / "acp-messages").glob("*.jsonl"))
 
 
 class Client:
@@ -96,6 +95,34 @@ def run(start, *args, **options):
     return client
 
 
+# --- the pipes (room 7) ---------------------------------------------------------------
+
+def test_the_last_words_of_a_command_are_heard():
+    heard = []
+    with selftalk.TalkingProcess(["sh", "-c", "echo last"], heard.append) as pipes:
+        pipes.child.wait()
+    assert b"".join(heard) == b"last\n"
+
+
+def test_a_command_is_ended_after_trouble_with_what_it_prints():
+    def refuse(block):
+        raise selftalk.Failure("no room for it")
+    with pytest.raises(selftalk.Failure):
+        with selftalk.TalkingProcess(["sh", "-c", "echo one; cat; echo two; exec sleep 100"], refuse) as pipes:
+            while not pipes.pump(1.0):
+                continue
+    assert pipes.child.poll() is not None
+
+
+def test_a_command_that_reads_no_more_is_heard_all_the_same():
+    heard = []
+    with selftalk.TalkingProcess(["sh", "-c", "exec 0<&-; sleep 0.2; echo heard"], heard.append) as pipes:
+        pipes.unsent += b"x" * 1_000_000
+        while not pipes.is_over:
+            pipes.pump(1.0)
+    assert b"".join(heard) == b"heard\n"
+
+
 # --- a turn ---------------------------------------------------------------------
 
 def test_the_stream_is_what_the_agent_said_byte_for_byte(start):
@@ -130,16 +157,26 @@ def test_an_agent_that_writes_before_it_reads_is_no_deadlock(start):
     assert client.stream == client.said
 
 
+def test_an_answer_with_an_error_that_is_none_is_an_answer(start):
+    assert run(start, "raw {\"error\":null,\"result\":{\"stopReason\":\"end_turn\"},\"id\":3}").status == 0
+
+
+def test_an_error_that_is_no_object_is_an_error_all_the_same(start):
+    client = run(start, "raw {\"id\":3,\"error\":\"out of order\"}")
+    assert client.status == 1
+    assert [event[:2] for event in selftalk.parse_acp_event(client.messages[-1])] == [("error", "out of order")]
+
+
 @pytest.mark.parametrize("reason", ["refusal", "max_tokens", "cancelled"])
 def test_any_stop_reason_is_an_answer(start, reason):
     assert run(start, "end " + reason).status == 0
 
 
 def test_what_comes_behind_the_answer_is_in_the_stream(start):
-    client = run(start, "end end_turn;many 1;say late")
+    client = run(start, "end end_turn;many 1;say late", "last-words")
     assert client.status == 0
     assert client.stream == client.said
-    assert client.text == "late"
+    assert client.text == "latelast"
 
 
 # --- requests of the agent --------------------------------------------------------
@@ -204,6 +241,8 @@ def test_an_agent_that_ends_is_not_waited_for_when_its_child_holds_the_pipe(star
     ("answer {}", "", "stopReason"),
     ("answer null", "", "stopReason"),
     ("answer {\"stopReason\": 7}", "", "stopReason"),
+    ("raw {\"jsonrpc\":\"2.0\",\"id\":3}", "", "stopReason"),
+    ("raw {\"jsonrpc\":\"2.0\",\"id\":3,\"error\":null}", "", "stopReason"),
 ])
 def test_nonsense_for_an_answer_is_an_error_that_the_stream_shows(start, steps, traits, words):
     client = run(start, steps, traits)
@@ -246,7 +285,8 @@ def test_memory_and_cpu_stay_small_whatever_comes(start, what, sandbox):
 def test_a_full_disk_is_said_and_the_agent_is_ended(sandbox):
     client = Client(sandbox, "wait", command=["true"])
     client.end()
-    env = dict(sandbox.env, FAKE_STEPS="wait", FAKE_HEARD=str(client.folder / "heard"), FAKE_SAID=str(client.folder / "said"))
+    env = dict(sandbox.env, FAKE_STEPS="wait", FAKE_TRAITS="last-words", FAKE_HEARD=str(client.folder / "heard"),
+               FAKE_SAID=str(client.folder / "said"))
     with open("/dev/full", "wb") as full:
         ran = subprocess.run([sys.executable, str(PROGRAM), "acp-turn", str(client.folder), "--", sys.executable, str(FAKE)],
                              env=env, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, timeout=20)
@@ -258,7 +298,7 @@ def test_a_full_disk_is_said_and_the_agent_is_ended(sandbox):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_cancels_the_turn(start, number):
-    client = start("say part;wait")
+    client = start("say part;wait;end cancelled")
     client.await_heard("session/prompt")
     started = time.monotonic()
     client.process.send_signal(number)
@@ -272,8 +312,8 @@ def test_a_permission_that_is_asked_for_after_a_signal_is_not_given(start):
     client = start("wait;ask allow_once;end cancelled")
     client.await_heard("session/prompt")
     client.process.send_signal(signal.SIGTERM)
-    client.end()
-    assert {"outcome": {"outcome": "selected", "optionId": "allow_once-0"}} not in [one.get("result") for one in client.heard]
+    assert client.end() == 0
+    assert client.text == "cancelled -."
 
 
 def test_an_agent_that_is_deaf_to_everything_is_ended(start, sandbox):
@@ -319,3 +359,40 @@ def test_a_session_that_cannot_be_loaded_is_an_error_in_the_stream(start):
     client = run(start, "end end_turn", "load login", session="old-one")
     assert client.status == 1
     assert client.messages[-1]["error"]["code"] == -32000
+
+
+# --- the stream as events -----------------------------------------------------------
+
+def events(**message):
+    return [event[:2] for event in selftalk.parse_acp_event({"jsonrpc": "2.0", **message})]
+
+
+def test_tools_are_shown_with_what_they_are_given():
+    call = {"sessionUpdate": "tool_call", "toolCallId": "1", "title": "Shell", "rawInput": {"command": "ls"}}
+    asked = {"toolCall": {"title": "rm -r x"}, "options": []}
+    over = {"sessionUpdate": "tool_call_update", "status": "completed", "toolCallId": "1", "content": [
+        {"type": "content", "content": {"type": "text", "text": "a file"}}, {"type": "diff", "path": "x"}]}
+    assert events(method="session/update", params={"update": call}) == [("begin", ""), ("tool", 'Shell {"command": "ls"}')]
+    assert events(id=3, method="session/request_permission", params=asked) == [("begin", ""), ("tool", "rm -r x")]
+    assert events(method="session/update", params={"update": over}) == [("tool-result", "a file")]
+    assert events(method="session/update", params={"update": {**over, "status": "in_progress"}}) == []
+
+
+@pytest.mark.parametrize("reason, event", [
+    ("end_turn", ("done", "")), ("cancelled", ("error", "the turn was interrupted")), ("refusal", ("error", "ended: refusal"))])
+def test_a_turn_ends_by_its_stop_reason(reason, event):
+    assert events(id=3, result={"stopReason": reason}) == [event]
+
+
+@pytest.mark.parametrize("message", [
+    {}, {"params": 7}, {"result": []}, {"error": "x"}, {"error": {}}, {"params": {"update": []}}, {"result": {"stopReason": []}},
+    {"params": {"update": {"sessionUpdate": ["x"], "_meta": 7}}}, {"result": {"sessionId": 7}},
+    {"params": {"update": {"sessionUpdate": "agent_message_chunk"}}},
+    {"params": {"update": {"sessionUpdate": "agent_message_chunk", "content": [7]}}},
+    {"params": {"update": {"sessionUpdate": "tool_call_update", "status": "failed", "content": [7, {"content": 7}]}}},
+    {"params": {"update": {"sessionUpdate": "tool_call", "rawInput": 7, "title": 7, "_meta": {"a": {"threadStatus": 7}}}}},
+    {"method": "session/request_permission", "params": {"toolCall": 7}},
+    {"result": {"stopReason": "end_turn", "usage": 7, "_meta": {"quota": {"model_usage": [7], "token_count": []}}}},
+])
+def test_nonsense_is_no_event_and_harms_nothing(message):
+    assert not [event for event in selftalk.parse_acp_event(message) if event.text and event.kind == "text"]

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -147,5 +146,8 @@ def test_a_refused_login_and_a_limit_are_told_apart(worker, server):
 
 def test_an_answer_that_was_cut_off_is_not_part_of_the_next_try(worker, server):
     server.next_prompt(CutStream("The beginning of an ans"), Answer("The whole answer."))
-    assert worker.turn("anything") in (0, 1)
-    print(worker.events)
+    status = worker.turn("anything")
+    if worker.agent == "gemini":   # 0.61.0 does not try again
+        assert (status, worker.one("error").text) == (1, "terminated")
+    else:
+        assert (status, worker.answer) == (0, "The whole answer.")

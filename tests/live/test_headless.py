@@ -72,7 +72,7 @@ def test_a_prompt_arrives_byte_for_byte_and_the_whole_answer_comes_back(caller, 
     assert [prompt.text for prompt in server.prompts] == [PROMPT]
 
 
-@pytest.mark.parametrize("prompt", ["/init the folder", "!ls -la", "-x is an option", "# a heading", "/help"])
+@pytest.mark.parametrize("prompt", ["/init the folder", "-x is an option"])
 def test_a_prompt_that_looks_like_a_command_is_a_prompt(caller, server, prompt):
     server.every_prompt([Answer("as you say")])
     status, result = caller.task(prompt)
@@ -100,7 +100,9 @@ def test_tools_and_what_is_said_before_them_are_not_the_answer(caller, server):
     assert log.index("I look.") < log.index("echo one") < log.index("The end.")
 
 
-def test_the_log_can_be_followed_while_the_agent_works(caller, server):
+@pytest.mark.parametrize("agent", ["claude", "opencode"])
+def test_the_log_can_be_followed_while_the_agent_works(agent, agent_env, home_root, server):
+    caller = only(agent, agent_env, home_root)
     server.every_prompt([Shell("echo first", text="I look."), Think(3.0), Answer("The end.")])
     started = caller.start("run", "-H", "-q", "-p", caller.agent, "work")
     assert wait_until(lambda: len(server.prompts) == 1)
@@ -125,9 +127,11 @@ def test_a_usage_limit_is_told_from_an_answer(agent, agent_env, home_root, serve
     assert (status, result["outcome"]) == (6, "limited"), result
 
 
-def test_one_that_waits_for_its_server_is_a_stall_and_can_be_waited_for_or_stopped(caller, server):
+@pytest.mark.parametrize("agent", ["claude", "codex", "gemini"])
+def test_one_that_waits_for_its_server_is_a_stall_and_can_be_waited_for_or_stopped(agent, agent_env, home_root, server):
+    caller = only(agent, agent_env, home_root)
     server.every_prompt([Hang()])
-    status, result = caller.task("hello", "--stall", "12")
+    status, result = caller.task("hello", "--stall", "8")
     assert (status, result["outcome"]) == (7, "stalled"), result
     assert caller.run("wait", "1", "--wait", "1")[0] == 75
     assert caller.run("stop", "1")[0] == 0
@@ -188,7 +192,7 @@ def test_one_that_is_not_logged_in_says_so(agent, agent_env, home_root, server):
     keep = ("PATH", "LANG", "SELFTALK_LIVE_TEST", "TMPDIR")
     env = {name: value for name, value in caller.env.items() if name in keep or "MARK" in name}
     caller.env = {**env, "HOME": str(home), "XDG_STATE_HOME": caller.env["XDG_STATE_HOME"]}
-    status, result = caller.task("hello", "--stall", "15")
+    status, result = caller.task("hello", "--stall", "10")
     assert (status, result["outcome"]) == NOT_LOGGED_IN[agent], result
     assert agent != "codex" or "Reconnecting" in result["what"], result
     caller.run("stop", "1")
@@ -240,6 +244,7 @@ def test_a_session_of_acp_is_taken_up_in_a_new_process(acp_caller, server):
     assert b"Ataraxia" in server.prompts[-1].body
 
 
+@pytest.mark.parametrize("acp_caller", ["gemini"], indirect=True)
 def test_an_acp_turn_can_be_stopped_and_its_caller_killed(acp_caller, server, marker):
     server.every_prompt([Shell("setsid sleep 7777 & sleep 9999"), Answer("no")])
     started = acp_caller.start("run", "-H", "-p", acp_caller.agent, "sleep for long")
