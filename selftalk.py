@@ -694,8 +694,11 @@ AGENT_ROWS = (
               markers=("GEMINI_CLI", "GEMINI_CLI_NO_RELAUNCH", "GEMINI_CLI_TRUST_WORKSPACE",
                        "npm_@google:registry")),
           pane=Pane(GEMINI_MARKS, GEMINI_RULES, GEMINI_DIALOGS, GEMINI_SUBMIT, quit=("C-c", "C-c")),
-          pipe=Pipe("gemini-stream", ("--output-format=stream-json", "{args}"), by_file=r"\s*/", rules=(
-              Rule("no-login", "login", "bottom:9", (r"^Please set an Auth method\b.*",)),)),
+          pipe=Pipe("gemini-stream", ("--output-format=stream-json", "{args}"), commands="/", rules=(
+              Rule("no-login", "login", "bottom:9", (
+                  r"^(?:Please set an Auth method|When using Gemini API, you must specify)\b.*",)),
+              Rule("limited-waits", "limited", "bottom:4", (   # for hours, and says nothing of it
+                  r"^Attempt \d+ failed: .*\. Retrying after \d{6,}ms",)))),
           quota=Quota(unknown="only its own screens tell it, to some logins"),   # 0.61.0
           record=Record("gemini-chat", ("GEMINI_CLI_HOME", "~"),
                         ".gemini/tmp/*/chats/session-*-{session:.8}.jsonl")),
@@ -1584,7 +1587,9 @@ class Event(NamedTuple):
                      # · step (only facts) · error, done (the turn is over) · stray
     text: str = ""
     glue: str = ""   # stands before a text that goes on with its message
-    facts: dict[str, Any] = {}   # of Said: model, tokens, cost_usd, denied, resets_at, has_tasks; is_login
+    facts: dict[str, Any] = {}   # of Said: model, tokens, cost_usd, denied, resets_at, has_tasks; and of an
+                                 # error is_limit, is_login, of a done one whether it `speaks` at "last", or
+                                 # "ever": no words then are an error that it does not tell
 
 
 def call_text(name: object, arguments: object) -> str:
@@ -1685,7 +1690,7 @@ def parse_gemini_event(line: dict[str, Any]) -> Iterator[Event]:
         names = {"input_tokens": "input", "output_tokens": "output", "cached": "cached"}
         words = str(as_map(line.get("error")).get("message") or "")
         yield Event("done" if line.get("status") == "success" else "error", words, "",
-                    {"tokens": count_tokens(line.get("stats"), names)})
+                    {"tokens": count_tokens(line.get("stats"), names), "speaks": "ever"})
 
 
 def parse_opencode_event(line: dict[str, Any]) -> Iterator[Event]:
@@ -1731,7 +1736,7 @@ def end_acp_turn(result: dict[str, Any]) -> Event:
     tokens = count_tokens(result.get("usage") or quota.get("token_count"), ACP_TOKENS)
     used = quota.get("model_usage")
     model = as_map(used[0]).get("model") if isinstance(used, list) and used else None
-    return Event("done", facts={"tokens": tokens, "model": model, "is_spoken": True})
+    return Event("done", facts={"tokens": tokens, "model": model, "speaks": "last"})
 
 
 def fail_acp_turn(error: dict[str, Any]) -> Event:
@@ -1825,10 +1830,12 @@ def fold_event(said: Said, event: Event) -> Said:
     said = said._replace(**{name: told[name] for name in Said._fields if told.get(name) not in (None, "")})
     is_broken = said.state in ("failed", "limited", "login")   # until another message begins
     if kind == "error":
-        return break_off(said, text, is_limit=facts.get("is_limit"), is_login=facts.get("is_login"))
+        words = text or (said.error if facts.get("speaks") == "ever" else "")
+        return break_off(said, words, is_limit=facts.get("is_limit"), is_login=facts.get("is_login"))
     if kind == "done" and is_broken:   # the words of an error may come as if they were an answer
         return break_off(said, said.text.strip()) if said.error == NO_REASON else said
-    if kind == "done" and facts.get("is_spoken") and not said.goes_on:
+    has_spoken = {"last": said.goes_on, "ever": bool(said.text)}.get(facts.get("speaks", ""), True)
+    if kind == "done" and not has_spoken:
         return break_off(said, "the turn ended without an answer")
     if kind == "done":
         is_whole = bool(said.turn) or bool(text) and not said.text

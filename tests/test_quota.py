@@ -925,6 +925,8 @@ def test_smart_route_is_read_as_written():
 
 def test_the_smart_route_of_the_readme_is_one():
     blocks = re.findall(r"```yaml\n(.*?)```", (PROGRAM.parent / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    acp = read_config(blocks.pop(1), "test").profiles["kimi"]
+    assert (acp.agent.name, acp.headless, acp.permissions) == ("acp", True, "reject")
     config = read_config("".join(blocks), "test")
     assert config.smart_route.chain == ("claude", "codex-spark", "gemini")
     assert find_limits(config, config.profiles["codex-spark"]) == {"session": 95.0}
