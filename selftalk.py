@@ -160,6 +160,7 @@ class Said(NamedTuple):
     session: str = ""                        # of a stream, as all that follows
     goes_on: bool = False                    # its text is of a message that may have more
     has_tasks: bool = False                  # something still runs in the background, and may wake the agent
+    was_done: bool = False                   # it has said once that the turn was over
     cost_usd: Optional[float] = None         # None or 0: not told
     denied: tuple[str, ...] = ()             # the tools that it was not allowed to use
     resets_at: Optional[float] = None        # when a limit that it has met ends, in seconds since 1970
@@ -1801,7 +1802,8 @@ def parse_events(lines: Iterable[bytes], format: str) -> Iterator[Event]:
         text, row = line.decode("utf-8", "replace"), None
         with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(text) if format in EVENT_FORMATS else None
-        events = EVENT_FORMATS[format](row) if isinstance(row, dict) else [Event("stray", text)]
+        events = list(EVENT_FORMATS[format](row)) or [Event("step")] if isinstance(row, dict) else \
+            [Event("stray", text)]
         for event in events if format in EVENT_FORMATS or not line else [Event("text", text)]:
             if event.kind == "text" and len(pieces) < 1000:
                 glue = glue if pieces else event.glue
@@ -1839,7 +1841,8 @@ def fold_event(said: Said, event: Event) -> Said:
         return break_off(said, "the turn ended without an answer")
     if kind == "done":
         is_whole = bool(said.turn) or bool(text) and not said.text
-        return said._replace(state="ready", text=said.text or text, turn=max(said.turn, is_whole))
+        return said._replace(state="ready", text=said.text or text, turn=max(said.turn, is_whole),
+                             was_done=True)
     if kind in ("step", "stray"):
         return said
     if not is_broken or kind == "begin" and not text:
@@ -2807,6 +2810,7 @@ def new_run(state: str, facts: dict[str, Any]) -> Run:
         write_file(run.path("lock"), "")   # made now: on a full disk a run can still be ended
         write_file(run.open_mark, "")
     except BaseException:
+        remove_file(run.open_mark)
         remove_folder(run.folder)
         raise
     return run
@@ -2826,10 +2830,14 @@ def read_runs(state: str, kind: str, tell: Tell) -> list[Run]:
     that this copy cannot read is named and left alone."""
     runs = []
     for number in list_numbers(os.path.join(state, kind)):
+        folder = os.path.join(state, "runs", str(number))
         try:
-            runs.append(Run(os.path.join(state, "runs", str(number))))
+            runs.append(Run(folder))
         except Unusable as failure:
-            tell(failure.what)
+            if kind == "open" and not read_stat(folder):   # somebody has removed it
+                remove_file(os.path.join(state, "open", str(number)))
+            else:
+                tell(failure.what)
     return [run for run in runs if kind == "runs" or not run.is_over]
 
 
@@ -3564,7 +3572,7 @@ class PipedWorker:
 
     @property
     def session(self) -> str:
-        return self.said.session or self.run.facts["session_id"]
+        return one_line(self.said.session) or self.run.facts["session_id"]
 
     def has_news(self) -> bool:
         """A cheap look: whether the worker ended, published, or wrote into its stream and pauses now: while
@@ -3584,8 +3592,8 @@ class PipedWorker:
         verdict = judge_screen(Screen(log), pipe.rules, {})
         if is_gone and said.state in ("busy", "unknown") and verdict.state in ("login", "limited", "failed"):
             said = said._replace(state=verdict.state, error=verdict.text)
-        elif is_gone and status == 0 and pipe.publishes:
-            said = said._replace(state="ready")   # it has no other way to say so
+        elif is_gone and (status == 0 and pipe.publishes or said.state == "busy" and said.was_done):
+            said = said._replace(state="ready")   # it has no other way to say so, or some news came late
         if self.start > self.turn.base and not said.turn and said.state == "ready":
             said = said._replace(text="[its beginning is in %s]\n%s" % (self.path, said.text))
         rows = [row for row in log.split("\n") if row[:1].strip() and letters(row)]   # no traceback
@@ -3605,14 +3613,22 @@ class PipedWorker:
             if self.offset == self.turn.base:
                 self._fold(False, HEAD_LINES)
             self._jump(size - span, is_ended)
-        is_plain = self.agent.pipe.publishes and span < PLAIN_BYTES   # all of it is what the agent says
-        while self.start > self.turn.base and not self.said.turn and span < MOST_BYTES and (
-                self.said.state in ("ready", "failed", "limited", "login")
-                or is_ended and is_plain or (is_ended or size == before) and self.said.state == "unknown"):
+            self.steps += 1   # also when a line is so long that none of it can be read yet
+        while self.start > self.turn.base and self._has_more(span, is_ended, size == before):
             span *= 32
-            is_plain = is_plain and span < PLAIN_BYTES
             self._jump(size - span, is_ended)
         return self.said
+
+    def _has_more(self, span: int, is_ended: bool, is_still: bool) -> bool:
+        """Whether what stands further back than `span` bytes tells more of the turn than what was read."""
+        state, is_first = self.said.state, not self.said.turn
+        if span >= MOST_BYTES:
+            return False
+        if self.agent.pipe.publishes:   # all of it is what the agent says
+            return is_ended and span < PLAIN_BYTES
+        if state in ("ready", "failed", "limited", "login"):
+            return is_first
+        return (is_ended or is_still) and state == "unknown" or is_ended and not self.said.was_done
 
     def find_said(self) -> Said:
         """What its stream says of a turn that is broken off, with its last text however far back that is."""
@@ -4248,7 +4264,7 @@ def gone_ending(sight: Sight, worker: AnyWorker) -> Ending:
     if worker.has_screen or status is None or 128 < status < 144:   # by a signal
         words = "the worker %s before it published anything" % how
         return Ending("died", words, "look at it", said=sight.said)
-    words = "the worker %s and did not say that it was done: %s" % (how, sight.words or "it wrote nothing")
+    words = "the worker %s and did not say that it was done: %s" % (how, sight.words or "it told no reason")
     return Ending("failed", words, "look at it", said=sight.said)
 
 
@@ -4301,7 +4317,7 @@ def write_ending(run: Run, ending: Ending) -> None:
                said=ending.said.text, resets_at=ending.resets_at, options=list(ending.options),
                model=ending.said.model, tokens=ending.said.tokens, cost_usd=ending.said.cost_usd or None,
                denied=list(ending.said.denied),
-               ended_at=round(now, 3), seconds=round(now - run.facts["asked_at"], 3))
+               ended_at=round(now, 3), seconds=round(max(0.0, now - run.facts["asked_at"]), 3))
 
 
 def read_summary(run: Run) -> str:
@@ -4822,7 +4838,7 @@ def profile_line(profile: Profile, config: Config) -> str:
 def run_line(run: Run, now: float, level: int = 0) -> str:
     """A run for a person, indented when it was started inside others."""
     facts = run.facts
-    minutes = (now - facts["started_at"]) / 60
+    minutes = max(0.0, now - facts["started_at"]) / 60
     age = "%d min" % minutes if minutes < 120 else "%d h" % (minutes / 60)
     outcome = facts["outcome"] or facts["state"]
     workspace = clean_text(facts["workspace"]).replace("\n", "?")

@@ -268,7 +268,7 @@ def test_tmux_is_not_needed(play, sandbox, tmp_path):
     ([INIT, "@stderr Error: it broke", "@exit 1"], 1, "failed", "it broke"),
     ([INIT, text_line("I begin"), "@exit 0"], 1, "failed", "status 0 and did not say that it was done"),
     (["@stderr first", "@stderr     at f (x.js:1)", "@exit 1"], 1, "failed", "first"),
-    (["@exit 0"], 1, "failed", "it wrote nothing"),
+    (["@exit 0"], 1, "failed", "it told no reason"),
     ([INIT, "@kill"], 1, "died", "137"),
     ([INIT, '{"type":"rate_limit_event","rate_limit_info":{"status":"rejected","resetsAt":1900000000}}',
       RESULT.replace("false", "true") % "You've hit your 5-hour limit", "@exit 0"], 6, "limited", "5-hour limit"),
