@@ -1,7 +1,6 @@
-"""Room 12 under attack: callers that are killed at each step, workers that do not keep to the rules."""
+"""Room 12 and faults: callers that are killed at each step, workers that do not keep to the rules."""
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
