@@ -144,6 +144,7 @@ def test_one_that_retries_for_ever_is_a_stall_that_tells_why(agent_env, home_roo
     status, result = caller.task("hello", "--stall", "20")
     assert (status, result["outcome"]) == (7, "stalled"), result
     assert "made-up trouble" in result["what"], result
+    assert caller.run("stop", "1")[0] == 0
 
 
 def test_the_answer_is_not_lost_when_the_caller_is_killed(caller, server):
@@ -201,7 +202,7 @@ def test_one_that_is_not_logged_in_says_so(agent, agent_env, home_root, server):
 def test_a_talk_can_be_headless_too(agent_env, home_root, server):
     caller = only("claude", agent_env, home_root)
     server.next_prompt(Answer("four"))
-    status, result = caller.run("run", "-c", "-H", "--here", "two and two?")
+    status, result = caller.run("-c", "-H", "--here", "two and two?")
     assert (status, result["answer"], result["form"], result["place"]) == (0, "four", "talk", "headless"), result
     server.next_prompt(Answer("five"))
     status, result = caller.run("send", "1", "and one?")
