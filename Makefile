@@ -40,10 +40,10 @@ live: tmux $(VENV)/ready ## the real agent CLIs against a model server on 127.0.
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync live-some live-others
 
 live-some:
-	$(PYTEST) tests/live -k 'gemini or opencode'
+	$(PYTEST) tests/live -k 'opencode or gemini and not test_headless'
 
 live-others:
-	$(PYTEST) tests/live -k 'not (gemini or opencode)'
+	$(PYTEST) tests/live -k 'not (opencode or gemini and not test_headless)'
 
 bench: tmux ## what selftalk costs, as ratios within one run
 	$(PYTHON) tests/bench.py

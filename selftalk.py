@@ -2371,7 +2371,7 @@ def end_processes(find: Callable[[], list[Process]], grace_s: float = 2.0) -> li
     """Ends what `find` returns: TERM, `grace_s` to go, then KILL. It is asked again each time, since a
     process can start another one while it is ended. Returns what is still alive."""
     left = find()
-    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
+    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL) if left else ():
         for process in filter(is_alive, left):
             with contextlib.suppress(ProcessLookupError, PermissionError):   # of a child that sudo started
                 os.kill(process.pid, number)

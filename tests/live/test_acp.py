@@ -62,10 +62,10 @@ class Worker:
 
     @property
     def answer(self):
-        """What was said since the last message began."""
-        kinds = [event.kind for event in self.events]
-        last = len(kinds) - kinds[::-1].index("begin") if "begin" in kinds else 0
-        return "".join(event.text for event in self.events[last:] if event.kind == "text")
+        said = selftalk.Said()
+        for event in selftalk.parse_events((self.folder / "stdout.jsonl").read_bytes().splitlines(True), "acp-messages"):
+            said = selftalk.fold_event(said, event)
+        return said.text
 
     def one(self, kind):
         [event] = [event for event in self.events if event.kind == kind]
