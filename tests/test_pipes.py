@@ -322,6 +322,17 @@ def test_the_caller_may_be_killed_and_anyone_can_wait(play, sandbox):
     assert sandbox.run_json("result", "1")[1]["answer"] == "It is done."
 
 
+def test_a_host_that_kills_all_of_its_callers_group_does_not_reach_the_worker(play, sandbox):
+    play(DONE)
+    (sandbox.folder / "script").write_text("\n".join([INIT, "@sleep 1.5"] + DONE[1:]) + "\n")
+    started = sandbox.start("run", "do it", env={"FAKE_STREAM": str(sandbox.folder / "script")}, start_new_session=True)
+    stream = sandbox.run_folder(2) / "stdout.jsonl"
+    assert until_true(lambda: stream.exists() and stream.stat().st_size)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.communicate()
+    assert sandbox.run_json("wait", "2")[1]["answer"] == "It is done."
+
+
 def test_what_a_killed_caller_left_is_collected_by_the_next_call(play, sandbox):
     started = play([INIT, "@sleep 0.5"] + DONE[1:], start=True)
     assert until_true(lambda: (sandbox.run_folder() / "events.jsonl").exists())
