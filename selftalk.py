@@ -2173,11 +2173,11 @@ def open_plain(path: str, flags: int) -> int:
     return handle
 
 
-def read_bytes(path: str, start: int = 0) -> Optional[bytes]:
-    """A file from byte `start` on; None when it is not there, not readable, or a pipe, say."""
+def read_bytes(path: str, start: int = 0, most: int = -1) -> Optional[bytes]:
+    """A file from byte `start` on, `most` bytes of it; None when it is not there, not readable, or a pipe."""
     with contextlib.suppress(OSError), open(path, "rb", opener=open_plain) as file:
         file.seek(start)
-        return file.read()
+        return file.read(most)
     return None
 
 
@@ -2197,13 +2197,14 @@ def read_lines(path: str, start: int, limit: int) -> Iterator[tuple[int, bytes]]
     edge, line, left_out, slashes = 1 << 16, b"", 0, 0   # as many stand before what is kept of the end
     with contextlib.suppress(OSError), open(path, "rb", 2 * edge, opener=open_plain) as file:
         file.seek(start)
-        for piece in itertools.chain(iter(lambda: file.readline(2 * edge), b""), [b""]):
+        for piece in itertools.chain(iter(lambda: file.readline(8 * edge), b""), [b""]):
             start, line, is_end = start + len(piece), line + piece, piece[-1:] in (b"\n", b"")
             if len(line) > (4 * edge if left_out else limit) or left_out and is_end:
-                middle = line[edge:-edge]
-                own = len(middle) - len(middle.rstrip(b"\\"))
-                slashes, left_out = own + slashes * (own == len(middle)), left_out + len(middle)
-                line = line[:edge] + line[-edge:]
+                at, own = max(edge, len(line) - edge), 0   # where the end that is kept begins
+                while at - own > edge and line[at - own - 1] == 92:
+                    own += 1
+                slashes, left_out = own + slashes * (own == at - edge), left_out + at - edge
+                line = line[:edge] + line[at:]
             if is_end and line:
                 tail = line[edge + slashes % 2:]   # a slash that is gone would have escaped its first letter
                 yield start, join_edges(line[:edge], left_out, tail) if left_out else line
@@ -3508,7 +3509,6 @@ PLAIN_BYTES = 1 << 22         # … all that an agent has printed whose stream t
 LOG_BYTES = 1 << 14           # of the end of what it writes to stderr
 SHOWN_EVENTS, SHOWN_TEXT = 40, 4000        # of the end of a stream, when that is shown
 NO_STEPS = ("retry", "stray", "session")   # events that are no progress
-HEAD_LINES = 8                # the first of them names session and model
 TROUBLE_WORDS = re.compile(r"(?i)error|fail|cannot|denied|reject|refused|invalid|unexpected|not found")
 
 
@@ -3608,10 +3608,11 @@ class PipedWorker:
         before, size, span = self.size, file_stamp(self.path)[0], WINDOW_BYTES
         self.size = size
         if size - self.offset <= span:
-            self._fold(is_ended)
+            self._take(self._lines(is_ended))
         else:
-            if self.offset == self.turn.base:
-                self._fold(False, HEAD_LINES)
+            if self.offset == self.turn.base:   # the beginning names session and model
+                head = (read_bytes(self.path, self.offset, WINDOW_BYTES) or b"").rpartition(b"\n")[0]
+                self._take(head.split(b"\n"))
             self._jump(size - span, is_ended)
             self.steps += 1   # also when a line is so long that none of it can be read yet
         while self.start > self.turn.base and self._has_more(span, is_ended, size == before):
@@ -3645,11 +3646,10 @@ class PipedWorker:
         has_all = self.start == self.turn.base
         self.said, self.events = Said(session=self.said.session, model=self.said.model,
                                       cost_usd=0.0 if has_all else None), []
-        self._fold(is_ended, skip=0 if has_all else 1)
+        self._take(itertools.islice(self._lines(is_ended), not has_all, None))   # the first one is cut
 
-    def _fold(self, is_ended: bool, most: Optional[int] = None, *, skip: int = 0) -> None:
-        """Folds further lines, `most` of them at most, the first ones skipped: they are cut."""
-        lines = itertools.islice(self._lines(is_ended), skip, most)
+    def _take(self, lines: Iterable[bytes]) -> None:
+        """Folds what lines say."""
         for event in parse_events(lines, self.agent.pipe.format):
             self.said, self.steps = fold_event(self.said, event), self.steps + (event.kind not in NO_STEPS)
             if self.agent.pipe.publishes and len(self.said.text) > PLAIN_BYTES:
