@@ -4783,11 +4783,11 @@ def ending_lines(run: Run, ending: Ending) -> list[str]:
     if ending.outcome == "running":
         return ["%s: %s" % (head, ending.what), "  try: %s" % ending.fix]
     is_open, path = ending.outcome in OPEN_OUTCOMES, run.path("screen.txt")
-    where = watch_command(run.facts, "") if is_open else "its last screen is in %s" % path
-    where = "its log: " + own_command("log %d" % run.id) if run.is_headless and not is_open else where
-    fix = "%s: %s" % (ending.fix, where)
+    where = ": " + watch_command(run.facts, "") if is_open else ": its last screen is in %s" % path
+    where = "; its log: " + own_command("log %d" % run.id) if run.is_headless and not is_open else where
+    fix = ending.fix + where
     if ending.options:
-        fix = "%s, or: %s" % (own_command("answer %d %s" % (run.id, shlex.quote(ending.options[0]))), where)
+        fix = "%s, or%s" % (own_command("answer %d %s" % (run.id, shlex.quote(ending.options[0]))), where)
     screen = [line.rstrip() for line in (read_file(path) or "").split("\n") if line.strip()]
     quoted = ["  | " + line for line in screen[-LAST_LINES:]]
     return ["%s: %s" % (head, ending.what), *quoted, "  try: %s" % fix]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from leftovers import await_gone
+from leftovers import MARKER, await_gone
 from model_server import Answer, Error, Hang, LimitReached, Shell, Think
 
 PROGRAM = Path(__file__).resolve().parents[2] / "selftalk.py"
@@ -190,8 +190,7 @@ def test_one_that_is_not_logged_in_says_so(agent, agent_env, home_root, server):
     caller = only(agent, agent_env, home_root)
     home = home_root / "nobody"
     home.mkdir()
-    keep = ("PATH", "LANG", "SELFTALK_LIVE_TEST", "TMPDIR")
-    env = {name: value for name, value in caller.env.items() if name in keep or "MARK" in name}
+    env = {name: caller.env[name] for name in ("PATH", "LANG", "TMPDIR", MARKER) if name in caller.env}
     caller.env = {**env, "HOME": str(home), "XDG_STATE_HOME": caller.env["XDG_STATE_HOME"]}
     status, result = caller.task("hello", "--stall", "10")
     assert (status, result["outcome"]) == NOT_LOGGED_IN[agent], result
