@@ -4821,9 +4821,11 @@ def failure_object(failure: Failure) -> dict[str, Any]:
 
 def profile_object(profile: Profile, config: Config, workspace: str) -> dict[str, Any]:
     """A profile as --json shows it, with all that a start would use but the value of a from_env."""
+    pipe = profile.agent.pipe if profile.headless else None
+    own = [arg for arg in pipe.args if arg not in (*profile.args, "{args}")] if pipe else []
     return {"name": profile.name, "default": profile.name == config.default_profile, "config": config.source,
             "command": profile.command, "interface": profile.agent.name, "args": list(profile.args),
-            "added_args": list(added_args(profile, workspace)),
+            "added_args": [*added_args(profile, workspace), *own],
             "env": {name: {"from_env": value.name} if isinstance(value, FromEnv) else value
                     for name, value in profile.env},
             "prompt": profile.prompt, "headless": profile.headless}

@@ -586,3 +586,9 @@ def test_a_large_stream_takes_no_memory(play, sandbox, script):
     grown_kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss - before
     assert (status, result["answer"]) == (0, "It is done.") and os.path.getsize(result["folder"] + "/stdout.jsonl") > 20_000_000
     assert grown_kib < 16_000, "%d KiB more" % grown_kib
+
+
+def test_the_arguments_of_a_headless_profile_are_shown(play, sandbox):
+    play([], interface="codex")
+    [profile] = sandbox.run_json("profiles")[1]
+    assert profile["headless"] and profile["added_args"][-3:] == ["exec", "--json", "--skip-git-repo-check"]
