@@ -2339,13 +2339,25 @@ def holds_variable(pid: int, assignment: str) -> bool:
     return bool(data) and os.fsencode(assignment) in data.split(b"\0")
 
 
-def find_tree(root: Process, assignment: str) -> list[Process]:
+def ticks_at(at: float) -> int:
+    """A time, given in seconds since 1970, as the system tells when a process has started; -1 for none."""
+    uptime = (read_file("/proc/uptime") or "0").split()[0]
+    ago_s = max(0.0, time.time() - at)
+    return int((float(uptime) - ago_s) * os.sysconf("SC_CLK_TCK")) if at > 0 else -1
+
+
+def find_tree(root: Process, assignment: str, ended_at: float = 0.0) -> list[Process]:
     """A worker's living processes, never ourselves: below `root`, in its session, or started with the mark.
     The mark, `NAME=value` in the environment, finds what left tree and session: children that called setsid
-    and whose parent is gone. What is older than `root` is not asked: that halves the cost of an ending."""
+    and whose parent is gone. What is older than `root` is not asked: that halves the cost of an ending. When
+    `root` has ended, what was started in a session of its number before, up to `ended_at`, is its own."""
     rows = read_process_rows()
-    family = {root.pid} if any(row.process == root for row in rows) else set()
-    family |= {row.process.pid for row in rows if row.session in family}
+    is_alive_yet, span = any(row.process == root for row in rows), range(0)
+    if root.started.isdigit() and not is_alive_yet:
+        span = range(int(root.started), ticks_at(ended_at) + 1)
+    family = {root.pid} if is_alive_yet else set()
+    family |= {row.process.pid for row in rows if row.session == root.pid > 0 and (
+        is_alive_yet or span and int(row.process.started) in span)}
     more = family
     while more:
         more = {row.process.pid for row in rows if row.parent in family} - family
@@ -3102,7 +3114,8 @@ def end_pane(run: Run, echo: Optional[Tell] = None) -> list[Process]:
     facts, path, server = run.facts, run.facts.get("socket", ""), fact_process(run.facts.get("server"))
     is_started, is_shared = facts["state"] != "starting", facts.get("place") == "pane"
     launcher = fact_process(facts["launcher"] if is_started else None)
-    left = end_processes(lambda: [one for one in find_tree(launcher, run.mark) if one != server]
+    ended_at = file_stamp(run.path("exit"))[1]
+    left = end_processes(lambda: [one for one in find_tree(launcher, run.mark, ended_at) if one != server]
                          + [server] * (is_started and not is_shared and is_alive(server)))
     tmux = TmuxServer(path, tuple(facts["tmux"]), echo)
     if is_shared and is_alive(server):   # another server there would have another pane of this number
@@ -3540,7 +3553,7 @@ def open_pipe(run: Run, launch: Launch) -> None:
 def end_pipe(run: Run) -> list[Process]:
     """Ends all that a headless worker has started, however far its start came: what is left."""
     launcher = fact_process(run.facts.get("launcher") if run.facts["state"] != "starting" else None)
-    return end_processes(lambda: find_tree(launcher, run.mark))
+    return end_processes(lambda: find_tree(launcher, run.mark, file_stamp(run.path("exit"))[1]))
 
 
 def less_earlier(run: Run, tokens: Optional[dict[str, int]]) -> Optional[dict[str, int]]:

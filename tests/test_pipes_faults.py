@@ -1,6 +1,7 @@
 """Room 12 and faults: callers that are killed at each step, workers that do not keep to the rules."""
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -78,6 +79,19 @@ def test_a_removed_folder_is_told_once(play, sandbox):
     subprocess.run(["rm", "-r", str(sandbox.run_folder())], check=True)
     assert started.wait(timeout=30) == 2 and not sandbox.processes()
     assert sandbox.run("list")[2] == "" and open_marks(sandbox) == []
+
+
+def test_a_child_in_the_workers_own_session_is_ended_also_without_our_mark(play, sandbox):
+    (sandbox.folder / "pid").write_text("")
+    play(DONE)
+    command = sandbox.folder / "fake"
+    command.write_text("#!/bin/sh\nenv -i sleep 7779 &\necho $! > %s/pid\n" % sandbox.folder + command.read_text().split("\n", 1)[1])
+    assert sandbox.run("run", "do it", env={"FAKE_STREAM": str(sandbox.folder / "script")})[0] == 0
+    pid = int((sandbox.folder / "pid").read_text())
+    is_left = pathlib.Path("/proc/%d" % pid).exists() and b"sleep" in pathlib.Path("/proc/%d/cmdline" % pid).read_bytes()
+    if is_left:
+        os.kill(pid, signal.SIGKILL)
+    assert not is_left
 
 
 @pytest.mark.parametrize("behind", [text_line("P.S.", "m2"), '{"type":"user","message":{"content":[{"type":"tool_result","content":"late"}]}}',

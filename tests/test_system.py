@@ -534,3 +534,21 @@ def test_a_pid_is_in_use_or_not(family):
     assert selftalk.has_process(process.pid) and selftalk.has_process(1) and selftalk.has_process(os.getpid())
     family.close()
     assert not selftalk.has_process(process.pid) and not selftalk.has_process(0)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="only /proc tells a session")
+def test_what_a_dead_leader_left_in_its_session_is_its_own_when_it_was_started_before_the_end():
+    began = time.time()
+    leader = subprocess.Popen(["sh", "-c", "env -i sleep 7775 & echo $!; read go"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              start_new_session=True)
+    root, pid = selftalk.read_process(leader.pid), int(leader.stdout.readline())
+    leader.stdin.close()
+    leader.wait()
+    try:
+        assert [one.pid for one in selftalk.find_tree(root, "NO=BODY", time.time())] == [pid]
+        assert selftalk.find_tree(root, "NO=BODY", began - 60.0) == []      # another session may have the number by now
+        assert selftalk.find_tree(root, "NO=BODY") == []
+        later = root._replace(started=str(int(root.started) + 6000))
+        assert selftalk.find_tree(later, "NO=BODY", time.time() + 60) == []
+    finally:
+        os.kill(pid, 9)
