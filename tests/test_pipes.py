@@ -353,10 +353,10 @@ def test_stop_ends_it_with_all_it_started_and_twice_is_no_harm(play, sandbox):
 
 def test_no_progress_is_a_stall_that_tells_what_it_said_last_and_retries_are_none(play, sandbox):
     retry = '{"type":"system","subtype":"api_retry","attempt":%d,"error":"overloaded"}'
-    script = [INIT] + [line for n in range(1, 30) for line in (retry % n, "@sleep 0.2")] + ["@hang"]
+    script = [INIT] + [line for n in range(1, 61) for line in (retry % n, "@sleep 0.2")] + ["@hang"]
     status, result = play(script, "--stall", "2", "do it")
     assert (status, result["outcome"]) == (7, "stalled") and "overloaded" in result["what"]
-    assert result["seconds"] < 5
+    assert retry % 60 not in (sandbox.run_folder() / "stdout.jsonl").read_text()   # it did not wait for their end
     assert sandbox.run("stop", "1")[0] == 0
 
 
@@ -370,9 +370,10 @@ def test_events_are_progress_also_when_nothing_is_said(play):
 def test_retries_are_no_progress_also_behind_many_events(play, sandbox):
     tool = '{"type":"assistant","message":{"id":"m%d","content":[{"type":"tool_use","name":"Bash","input":{"command":"step %d"}}]}}'
     retry = '{"type":"system","subtype":"api_retry","attempt":%d,"error":"overloaded"}'
-    script = [INIT] + [tool % (n, n) for n in range(60)] + [line for n in range(40) for line in (retry % n, "@sleep 0.2")] + ["@hang"]
+    script = [INIT] + [tool % (n, n) for n in range(60)] + [line for n in range(1, 61) for line in (retry % n, "@sleep 0.2")] + ["@hang"]
     status, result = play(script, "--stall", "2", "do it")
-    assert (status, result["outcome"]) == (7, "stalled") and result["seconds"] < 6
+    assert (status, result["outcome"]) == (7, "stalled")
+    assert retry % 60 not in (sandbox.run_folder() / "stdout.jsonl").read_text()
     assert sandbox.run("stop", "1")[0] == 0
 
 
@@ -489,14 +490,16 @@ def test_a_cost_that_is_none_breaks_nothing(play, sandbox, cost):
 def test_a_child_that_writes_on_and_on_holds_up_nothing(play, sandbox):
     script = [INIT, "@flood", "@exit 1"]
     status, result = play(script)
-    assert (status, result["outcome"]) == (1, "failed") and result["seconds"] < 5
+    assert (status, result["outcome"]) == (1, "failed")   # and not past the 30 s that a call may take here
     assert sandbox.run("log", "1", timeout_s=60)[0] == 0
 
 
 def test_a_message_of_many_pieces_is_put_together_at_once(play):
-    script = [INIT] + [text_line("%020d" % n, "m9") for n in range(20_000)] + [RESULT % "x"]
-    status, result = play(script)
-    assert (status, len(result["answer"])) == (0, 20_000 * 21 - 1) and result["seconds"] < 10
+    lines = [text_line("%020d" % n, "m9") for n in range(20_000)]
+    texts = [event for event in parse_events([line.encode() for line in lines], "claude-stream") if event.kind == "text"]
+    assert len(texts) < 100   # each one is a copy of all that was said before
+    status, result = play([INIT] + lines + [RESULT % "x"])
+    assert (status, len(result["answer"])) == (0, 20_000 * 21 - 1)
 
 
 def test_an_answer_with_its_middle_left_out_says_so(play):
