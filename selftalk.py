@@ -2342,7 +2342,7 @@ def holds_variable(pid: int, assignment: str) -> bool:
 def ticks_at(at: float) -> int:
     """A time, given in seconds since 1970, as the system tells when a process has started; -1 for none."""
     uptime = (read_file("/proc/uptime") or "0").split()[0]
-    ago_s = max(0.0, time.time() - at)
+    ago_s = max(0.0, time.time() - at) - 0.1   # they are told in hundredths, and not from one clock
     return int((float(uptime) - ago_s) * os.sysconf("SC_CLK_TCK")) if at > 0 else -1
 
 
