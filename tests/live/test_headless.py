@@ -3,45 +3,27 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
+import test_task
 from leftovers import MARKER, await_gone
 from model_server import Answer, Error, Hang, LimitReached, Shell, Think
+from test_task import DEADLINE_S, wait_until
 
-PROGRAM = Path(__file__).resolve().parents[2] / "selftalk.py"
 AGENTS = ("claude", "codex", "gemini", "opencode")
-DEADLINE_S = 120
 PROMPT = '  Two  spaces, a "quote", an it\'s, a $HOME, a back\\slash,\n\n\ta tab and ünï😀de\nin three lines\n'
 # opencode has a free model of its own; codex asks its server without a login, and there is no network here
 NOT_LOGGED_IN = {"claude": (4, "login"), "gemini": (4, "login"), "codex": (7, "stalled")}
 
 
-class Caller:
+class Caller(test_task.Caller):
     """Calls selftalk as a host agent would, in a folder of its own."""
-
-    def __init__(self, agent, env, folder):
-        self.agent, self.env, self.folder = agent, env, folder
-        folder.mkdir()
-
-    def start(self, *words):
-        return subprocess.Popen([sys.executable, str(PROGRAM), *words], env=self.env, cwd=self.folder,
-                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def text(self, *words):
         out, err = self.start(*words).communicate(timeout=DEADLINE_S)
         return out.decode() + err.decode()
-
-    def run(self, *words):
-        """(status, the object of --json)"""
-        process = self.start(*words[:1], "--json", *words[1:])
-        out, err = process.communicate(timeout=DEADLINE_S)
-        print(err.decode())   # pytest shows it when the test failed
-        return process.returncode, json.loads(out)
 
     def task(self, prompt, *words):
         return self.run("run", "-H", "-p", self.agent, *words, "--", prompt)
@@ -54,13 +36,6 @@ def caller(request, agent_env, home_root):
 
 def only(agent, agent_env, home_root):
     return Caller(agent, agent_env(agent), home_root / "work")
-
-
-def wait_until(condition, deadline_s=DEADLINE_S):
-    end = time.monotonic() + deadline_s
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.02)
-    return condition()
 
 
 def test_a_prompt_arrives_byte_for_byte_and_the_whole_answer_comes_back(caller, server):
