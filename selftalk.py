@@ -84,6 +84,7 @@ VERSION = "0.1.0"
 # these 6 ms, and a host may call us many times a minute.
 
 STATES = ("starting", "ready", "busy", "asks", "limited", "failed", "login", "unknown")
+BROKEN = ("limited", "failed", "login")   # those that end a turn without an answer
 
 # outcome -> (exit code, what it means). The README's table is checked against this one.
 OUTCOMES = {
@@ -292,7 +293,6 @@ class Pipe(NamedTuple):
     by: str = "stdin"                   # how it is given its prompt, unless the profile says it
     rules: tuple[Rule, ...] = ()        # over the end of what it writes to stderr
     commands: str = r"(?!)"             # see Submit
-    by_file: str = r"(?!)"
     counts_session: bool = False        # its tokens are those of all turns of the session
     publishes: bool = False             # its stream tells no end: a task's worker is asked for a done.md
     wrap: tuple[str, ...] = ()          # what runs it, its own command line behind, and takes up sessions
@@ -1525,7 +1525,7 @@ def fold_gemini_line(said: Said, line: dict[str, Any]) -> Said:
         return break_off(said, text)
     if kind == "info" and text == "Request cancelled.":          # what a tool left comes after it
         return break_off(said, "the turn was interrupted")
-    if said.state in ("failed", "limited", "login"):
+    if said.state in BROKEN:
         return said
     if kind == "user":                                           # a tool's result goes to the model
         return said._replace(state="busy")
@@ -1830,7 +1830,7 @@ def fold_event(said: Said, event: Event) -> Said:
         cost = None if said.cost_usd is None else said.cost_usd + cost
     told = {**facts, "cost_usd": said.cost_usd if cost is None else cost}
     said = said._replace(**{name: told[name] for name in Said._fields if told.get(name) not in (None, "")})
-    is_broken = said.state in ("failed", "limited", "login")   # until another message begins
+    is_broken = said.state in BROKEN   # until another message begins
     if kind == "error":
         words = text or (said.error if facts.get("speaks") == "ever" else "")
         return break_off(said, words, is_limit=facts.get("is_limit"), is_login=facts.get("is_login"))
@@ -2943,7 +2943,6 @@ def make_scratch(path: str) -> str:
 # =============================================================================
 # An agent in tmux: start it, look at it, answer its dialogs, type into it, end it.
 
-LARGEST_PROMPT_BYTES = 16 << 20
 ARGUMENT_LIMIT_BYTES = 120_000   # Linux takes 131,072 in one argument; a longer prompt is given as a file
 FIRST_LOOK_S = 0.25              # looks at screen and record: the first one, and how far apart they get
 LONGEST_LOOK_S = 1.0
@@ -3062,9 +3061,9 @@ def given_prompt(run: Run, prompt: str, profile: Profile) -> tuple[str, str]:
     way = profile.agent.pipe if run.is_headless else profile.agent.start
     text = DONE_FILE_PROMPT.replace("{folder}", run.folder).replace("{prompt}", prompt.rstrip("\n"), 1)
     text = " " * bool(re.match(way.commands, prompt)) + (text if was_task(run) else prompt)
-    limit = ARGUMENT_LIMIT_BYTES if profile.prompt == "argument" else LARGEST_PROMPT_BYTES
-    is_long = len(text.encode("utf-8", "surrogateescape")) > limit
-    is_pointer = profile.prompt != "prompt-file-arg" and (is_long or re.match(way.by_file, prompt))
+    is_long = len(text.encode("utf-8", "surrogateescape")) > ARGUMENT_LIMIT_BYTES
+    is_command = not run.is_headless and re.match(profile.agent.start.by_file, prompt)
+    is_pointer = profile.prompt == "argument" and (is_long or is_command)
     return text, POINTER_PROMPT.format(folder=run.folder) if is_pointer else text
 
 
@@ -3092,11 +3091,9 @@ def render_launcher(run: Run, launch: Launch, prelude: str = "", wrap: tuple[str
     shell, `wrap` the command that runs the agent's."""
     profile, agent, folder = launch.profile, launch.profile.agent, shlex.quote(run.folder)
     is_pointer = launch.prompt == POINTER_PROMPT.format(folder=run.folder)
-    feeds = is_pointer and profile.prompt == "stdin"
     source = "printf %%s %s" % shlex.quote(launch.prompt) if is_pointer else "cat %s/prompt.md" % folder
     words = ['"$(prompt)"' if word == "{prompt}" else shlex.quote(word) for word in agent.start.prompt]
-    given = {"argument": " " + " ".join(words),
-             "stdin": " < %s/prompt.md" % folder * (not feeds)}.get(profile.prompt, "")
+    given = {"argument": " " + " ".join(words), "stdin": " < %s/prompt.md" % folder}.get(profile.prompt, "")
     log = " 2>> %s/stderr.log" % folder if agent.record and agent.record.has_log else ""
     odd = ["%s=%s" % pair for pair in agent.start.env if not ENV_NAME.match(pair[0])]   # sh would drop them
     command = ["env"] * bool(odd) + odd + [*wrap, *agent_argv(run, profile)]
@@ -3106,7 +3103,7 @@ def render_launcher(run: Run, launch: Launch, prelude: str = "", wrap: tuple[str
         prelude=prelude and prelude.format(folder) + "\n",
         needed="".join(': "${%s?is set by the profile}"\n' % name for name, _ in profile.env),
         prompt="prompt() { %s; }\n" % source if launch.prompt else "",
-        command="prompt | " * feeds + " ".join(map(shlex.quote, command)) + given * bool(launch.prompt) + log)
+        command=" ".join(map(shlex.quote, command)) + given * bool(launch.prompt) + log)
 
 
 def end_pane(run: Run, echo: Optional[Tell] = None) -> list[Process]:
@@ -3600,10 +3597,10 @@ class PipedWorker:
         said, pipe, log = self.read_said(is_gone), self.agent.pipe, self.read_log()
         if said.state == "ready" and said.has_tasks and not is_gone:
             said = said._replace(state="busy")
-        if pipe.counts_session:
+        if pipe.counts_session and said.state == "ready":
             said = said._replace(tokens=less_earlier(self.run, said.tokens))
         verdict = judge_screen(Screen(log), pipe.rules, {})
-        if is_gone and said.state in ("busy", "unknown") and verdict.state in ("login", "limited", "failed"):
+        if is_gone and said.state in ("busy", "unknown") and verdict.state in BROKEN:
             said = said._replace(state=verdict.state, error=verdict.text)
         elif is_gone and (status == 0 and pipe.publishes or said.state == "busy" and said.was_done):
             said = said._replace(state="ready")   # it has no other way to say so, or some news came late
@@ -3635,13 +3632,13 @@ class PipedWorker:
 
     def _has_more(self, span: int, is_ended: bool, is_still: bool) -> bool:
         """Whether what stands further back than `span` bytes tells more of the turn than what was read."""
-        state, is_first = self.said.state, not self.said.turn
+        state = self.said.state
         if span >= MOST_BYTES:
             return False
         if self.agent.pipe.publishes:   # all of it is what the agent says
             return is_ended and span < PLAIN_BYTES
-        if state in ("ready", "failed", "limited", "login"):
-            return is_first
+        if state in ("ready", *BROKEN):
+            return not self.said.turn   # the beginning of what was said last was not seen
         return (is_ended or is_still) and state == "unknown" or is_ended and not self.said.was_done
 
     def find_said(self) -> Said:
@@ -4922,6 +4919,7 @@ def event_line(line: bytes) -> str:
 # Verbs, parser, main. The only room that prints or exits.
 
 PIPE_PATIENCE_S = 5.0                  # a pipe that neither sends nor closes for so long is not going to
+LARGEST_PROMPT_BYTES = 16 << 20
 SCRATCH = "/tmp/selftalk"              # where talks work
 
 # Has the manners of a real worker: it asks (plain Enter leaves), works a moment, answers, and stays a while.
@@ -5086,8 +5084,10 @@ def cmd_run(args: "argparse.Namespace") -> int:
     keep, profile = args.keep or args.is_talk and not args.once, find_target(config, chain[0])
     if args.headless and args.place:
         raise Unusable("--headless with --%s" % args.place, "leave one of them out")
-    needs_none = profile.agent.pipe and profile.agent.pipe.wrap   # it has no screen at all
-    profile = profile._replace(headless=args.headless or profile.headless and (needs_none or not args.place))
+    if args.place and profile.agent.pipe and profile.agent.pipe.wrap:
+        raise Unusable("--%s: profile `%s` has nothing to show in a terminal" % (args.place, profile.name),
+                       "leave it out")
+    profile = profile._replace(headless=args.headless or profile.headless and not args.place)
     if profile.headless and not prompt:
         raise Unusable("no prompt, and a headless agent cannot only be started", "say what is to be done")
     request = Request(profile, prompt, workspace, form, tuple(args.arg), place, keep,

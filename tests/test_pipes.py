@@ -473,11 +473,22 @@ def test_a_second_turn_is_not_judged_by_what_the_first_wrote_to_stderr(play, san
     assert (status, result["answer"]) == (0, "first part\nlast part"), result
 
 
-def test_a_next_prompt_is_not_given_to_a_worker_that_is_still_ending(play, sandbox):
-    assert play(DONE + ["@hang"], "--keep", "do it")[0] == 0
-    sandbox.run("wait", "1")
-    facts = json.loads((sandbox.run_folder() / "run.json").read_text())
-    assert facts["state"] == "over"
+def test_a_next_prompt_is_not_lost_to_a_worker_that_is_still_ending(play, sandbox):
+    started = play(DONE + ["@hang"], "--keep", "do it", start=True)
+    facts = sandbox.run_folder() / "run.json"
+    assert until_true(lambda: facts.exists() and json.loads(facts.read_text())["outcome"] == "answered")
+    started.send_signal(signal.SIGKILL)    # within the seconds that the worker is given to go by itself
+    started.communicate()
+    assert json.loads(facts.read_text())["state"] == "running" and sandbox.processes()
+    status, result = play([INIT, text_line("And this too."), RESULT % "And this too."], "1", "go on", verb="send")
+    assert (status, result["turn"], result["answer"]) == (0, 2, "And this too."), result
+    assert (sandbox.work / "prompt.seen").read_text() == "go on" and not sandbox.processes()
+
+
+def test_what_has_no_terminal_cannot_be_shown_in_one(sandbox):
+    sandbox.config("profiles: {p: {command: cat, interface: acp}}\n")
+    status, _, err = sandbox.run("run", "--session", "-p", "p", "do it")
+    assert status == 2 and "nothing to show in a terminal" in err and not sandbox.run_folder().exists()
 
 
 @pytest.mark.parametrize("cost", ["1" + "0" * 400, "1e999", "-1", '"x"', "NaN"])
