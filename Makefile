@@ -2,13 +2,14 @@ PYTHON ?= python3
 RUNS   := tests/test_conduct.py tests/test_failover.py         # these start workers in tmux, and mostly wait
 CALLS  := tests/test_command_line.py tests/test_tmux.py
 TALKS  := tests/test_talk.py
+LONG   := tests/test_outliving.py tests/test_faults.py
 VENV   := .venv
 PYTEST := $(VENV)/bin/python -m pytest -q
 # The oldest and the newest Python, where they are found: on the PATH, or in pyenv's folder.
 OTHERS := $(foreach version,3.9 3.13,$(firstword $(wildcard $(HOME)/.pyenv/versions/$(version).*/bin/python3) \
                                                  $(shell command -v python$(version) 2>/dev/null)))
 
-.PHONY: help demo test test-rooms test-calls test-runs test-talks test-a-talk live live-some live-others bench capture install tmux
+.PHONY: help demo test test-rooms test-calls test-runs test-long test-talks test-a-talk live live-some live-others bench capture install tmux
 
 help:     ## what there is (the default)
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -17,10 +18,13 @@ demo: tmux ## the whole cycle with a built-in worker: no account, no network
 	$(PYTHON) selftalk.py demo
 
 test: tmux $(VENV)/ready ## the tests, without any agent installed
-	@$(MAKE) --no-print-directory --jobs 5 --output-sync test-talks test-a-talk test-runs test-calls test-rooms
+	@$(MAKE) --no-print-directory --jobs 6 --output-sync test-talks test-a-talk test-runs test-long test-calls test-rooms
 
 test-runs:
 	$(PYTEST) $(RUNS)
+
+test-long:
+	$(PYTEST) $(LONG)
 
 test-calls:
 	$(PYTEST) $(CALLS)
@@ -32,7 +36,7 @@ test-a-talk:
 	$(PYTEST) $(TALKS) -k test_a_
 
 test-rooms:
-	$(PYTEST) tests --ignore tests/live $(addprefix --ignore ,$(RUNS) $(CALLS) $(TALKS))
+	$(PYTEST) tests --ignore tests/live $(addprefix --ignore ,$(RUNS) $(CALLS) $(TALKS) $(LONG))
 	@for python in $(OTHERS); do tests/with_python $$python || exit 1; done
 
 live: tmux $(VENV)/ready ## the real agent CLIs against a model server on 127.0.0.1; AGENTS=latest moves them on

@@ -42,6 +42,7 @@ if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:   # not so behind `&` in a script
         signal.signal(signal.SIGINT, signal.SIG_DFL)                    # Ctrl-C during imports: no traceback
 
+import _thread
 import binascii
 import contextlib
 import errno
@@ -69,6 +70,8 @@ VERSION = "0.1.0"
 #   agent     a CLI that can be driven, as a row of facts          codex
 #   profile   how a user wants an agent run, from the config       codex-spark: codex --model gpt-6.1-spark
 #   run       one worker started once; has an id and a folder      run 7, ~/.local/state/selftalk/runs/7
+#   host      an agent that calls us by its shell tool             Claude Code, which ends that after 2 min
+#   deed      the last thing a worker did                          Bash npm test
 #   worker    the agent of a run, with everything it started       codex and the shell it opened
 #   turn      one prompt and its outcome                           turns/1.json
 #   form      how a run is used: one task, or turn after turn      task, talk
@@ -165,6 +168,7 @@ class Said(NamedTuple):
     cost_usd: Optional[float] = None         # None or 0: not told
     denied: tuple[str, ...] = ()             # the tools that it was not allowed to use
     resets_at: Optional[float] = None        # when a limit that it has met ends, in seconds since 1970
+    deed: str = ""                           # the last thing it did: a tool's call, or what it said
 
 
 class Ending(NamedTuple):
@@ -324,6 +328,13 @@ class Quota(NamedTuple):
     unknown: str = ""                # why there is nothing to ask
 
 
+class Host(NamedTuple):
+    """What an agent does to a command that it runs in its shell tool."""
+    signs: tuple[str, ...]   # variables that it sets for them
+    limit_s: float           # so long it waits for one
+    variable: str = ""       # by which a user changes that, in milliseconds
+
+
 class Agent(NamedTuple):
     """All that is known of one agent CLI."""
     name: str
@@ -333,6 +344,7 @@ class Agent(NamedTuple):
     pipe: Optional[Pipe] = None   # None: it cannot be run without a terminal
     record: Optional[Record] = None
     quota: Quota = Quota(unknown="nothing is known of a quota")
+    host: Optional[Host] = None   # None: it runs no commands, or nothing is known of it
     install: str = ""          # how to get it, for the person whose machine lacks it
     flag: str = ""             # the letter that talks to it: -c
     seen: str = ""             # the version that its rules and dialogs were observed on
@@ -627,9 +639,9 @@ DEMO_DIALOGS = (
 
 # What the CLI itself adds to a prompt, for a file it mentions, is synthetic (1.18.33).
 OPENCODE_QUERY = """
-    SELECT json_object('data', json(message.data), 'texts', json((
-        SELECT json_group_array(json_extract(part.data, '$.text')) FROM part
-        WHERE part.message_id = message.id AND json_extract(part.data, '$.type') = 'text'
+    SELECT json_object('data', json(message.data), 'parts', json((
+        SELECT json_group_array(json_extract(part.data, '$.text', '$.tool', '$.state.input')) FROM part
+        WHERE part.message_id = message.id AND json_extract(part.data, '$.type') IN ('text', 'tool')
         AND NOT coalesce(json_extract(part.data, '$.synthetic'), 0))))
     FROM message WHERE message.session_id = :session
     ORDER BY coalesce(json_extract(message.data, '$.parentID'), message.id), message.time_created"""
@@ -660,6 +672,7 @@ AGENT_ROWS = (
           pipe=Pipe("claude-stream", ("-p", "--output-format=stream-json", "--verbose", "{args}"),
                     commands="/"),
           quota=CLAUDE_QUOTA,
+          host=Host(("CLAUDECODE",), 120.0, "BASH_DEFAULT_TIMEOUT_MS"),   # 2.1.197 kills it then
           record=Record("claude-transcript", ("CLAUDE_CONFIG_DIR", "~/.claude"),
                         "projects/*/{session}.jsonl")),
 
@@ -678,6 +691,8 @@ AGENT_ROWS = (
           pipe=Pipe("codex-exec", ("{args}", "exec", "--json", "--skip-git-repo-check"),
                     counts_session=True),
           quota=CODEX_QUOTA,
+          # 0.169.0 never ends one: after 10 s the model may go on, and asks for up to 300 s at a time
+          host=Host(("CODEX_CI", "CODEX_THREAD_ID"), 300.0),
           record=Record("codex-rollout", ("CODEX_HOME", "~/.codex"),
                         "sessions/*/*/*/rollout-*{session}.jsonl",
                         session=r"([0-9a-f]{8}-[0-9a-f-]{27})\.jsonl$")),
@@ -701,6 +716,7 @@ AGENT_ROWS = (
               Rule("limited-waits", "limited", "bottom:4", (   # for hours, and says nothing of it
                   r"^Attempt \d+ failed: .*\. Retrying after \d{6,}ms",)))),
           quota=Quota(unknown="only its own screens tell it, to some logins"),   # 0.61.0
+          host=Host(("GEMINI_CLI",), 300.0),   # without a word; 0.61.0 counts no time beside that
           record=Record("gemini-chat", ("GEMINI_CLI_HOME", "~"),
                         ".gemini/tmp/*/chats/session-*-{session:.8}.jsonl")),
 
@@ -717,6 +733,7 @@ AGENT_ROWS = (
               Rule("limited-retry", "limited", "bottom:6", (   # it tries again, and says nothing of it
                   r'(?<=AI_APICallError: )[^"]*(?:exceeded your current quota|usage limit'
                   r'|insufficient credits|credit balance)[^"]*', r"small=false")),)),
+          host=Host(("OPENCODE",), 120.0, "OPENCODE_EXPERIMENTAL_BASH_DEFAULT_TIMEOUT_MS"),   # 1.18.33 kills
           record=Record("opencode-rows", ("XDG_DATA_HOME", "~/.local/share"), "opencode/opencode.db",
                         r"(?m)^timestamp=\S+ level=INFO run=\S+ message=created id=(ses_\w+) .*"
                         r" parentID=undefined ", True, OPENCODE_QUERY)),
@@ -1003,7 +1020,7 @@ def parse_yaml(text: str) -> Node:
 # =============================================================================
 # Plain values -> profiles. A config is read once, checked whole, and refused with line and column.
 
-CONFIG_KEYS = ("default_profile", "headless", "profiles", "max_depth", "smart_route")
+CONFIG_KEYS = ("default_profile", "headless", "profiles", "max_depth", "max_parallel", "smart_route")
 PROMPT_WAYS = ("argument", "stdin", "prompt-file-arg")
 PERMISSIONS = ("allow", "reject")
 WINDOW_NAME = re.compile(r"(?:session|week|month|\d+ (?:hours|days))(?: \(.+\))?\Z")
@@ -1046,6 +1063,7 @@ class Config(NamedTuple):
     default_profile: str = ""        # "" when none is named
     max_depth: int = 0               # how deep runs may nest; 0: no limit
     smart_route: SmartRoute = SmartRoute()
+    max_parallel: int = 0            # how many workers may be at work at once; 0: no limit
 
 
 def find_near_miss(word: str, known: Iterable[str]) -> str:
@@ -1182,25 +1200,31 @@ def read_route(node: Optional[Node], profiles: dict[str, Profile]) -> SmartRoute
                               for name, part in parts.items() if "threshold" in part})
 
 
+def read_count(node: Optional[Node], key: str) -> int:
+    """A number above 0; 0 when the config does not say it."""
+    if node and (type(node.value) is not int or node.value < 1):
+        raise yaml_error(node, "%s must be a number above 0" % key, "write for example `%s: 3`" % key)
+    return node.value if node else 0
+
+
 def read_config(text: str, source: str) -> Config:
     """The config in a text. `Unusable` names the line, the column and what to write instead."""
     top = parse_yaml(text)
     entries = read_map(top, CONFIG_KEYS, "the config")
     nodes = read_kind(entries.get("profiles"), dict, "profiles")
     profiles = {name: read_profile(name, node) for name, node in nodes.items()}
-    if not profiles and "smart_route" in entries:
+    if entries and "profiles" not in entries:
         profiles = built_in_config().profiles
     if not profiles:
         raise yaml_error(top, "the config has no profiles",
                          "add `profiles:` with a name and a `command:` below it")
     if read_kind(entries.get("headless"), bool, "headless"):
         profiles = {name: profile._replace(headless=True) for name, profile in profiles.items()}
-    default, depth = entries.get("default_profile"), entries.get("max_depth")
+    default = entries.get("default_profile")
     default_profile = read_choice(default, profiles, "default_profile") if default else ""
-    if depth and (type(depth.value) is not int or depth.value < 1):
-        raise yaml_error(depth, "max_depth must be a number above 0", "write for example `max_depth: 3`")
+    depth, parallel = (read_count(entries.get(key), key) for key in ("max_depth", "max_parallel"))
     route = read_route(entries.get("smart_route"), profiles)
-    return Config(source, profiles, default_profile, depth.value if depth else 0, route)
+    return Config(source, profiles, default_profile, depth, route, parallel)
 
 
 def find_profile(config: Config, name: str) -> Profile:
@@ -1238,6 +1262,12 @@ CONTROLS = re.compile(r"""
   | \x1b[ -/]*[0-~]                            # other escapes
   | [\x00-\x08\x0b-\x1f\x7f-\x9f]              # what is left of C0 and C1, but not tab and newline
 """, re.VERBOSE)
+SGR = re.compile(r"\x1b\[([0-9;:]{0,99})m")   # the CSI that sets colours and the like
+SGR_CODE = re.compile(r"""
+    ([345]8)[;:](?: 5[;:](\d{1,3})                                           # 38;5;N or 38:5:N
+                  | 2[;:](?:\d*:(?=\d+:\d+:))?(\d{1,3}(?:[;:]\d{1,3}){2}));   # 38;2;R;G;B or 38:2::R:G:B
+  | (\d*)[\d:]*;                                                            # any other
+""", re.VERBOSE)
 SPINNING = re.compile(r"[\d\s⠀-⣿✢✳✶✻✽✦·*•◦○●■⬝□◐◑◒◓.…]+")   # what moves on a screen while nothing happens
 
 
@@ -1248,9 +1278,47 @@ def clean_text(text: str) -> str:
     return plain_text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def next_style(style: dict[int, str], codes: str) -> dict[int, str]:
+    """A style after an SGR sequence: what is set (1 bold, 2 dim, 3 italic, 4 underline, 7 reverse, 8 hidden,
+    9 strike, 38 ink, 48 paper) with the codes that set it."""
+    style = dict(style)
+    for slot, index, rgb, code in SGR_CODE.findall(codes + ";"):
+        number = int(code or 0)
+        if slot:
+            style[int(slot)] = slot + (";5;" + index if index else ";2;" + rgb.replace(":", ";"))
+        elif 0 < number < 10 and number != 5:   # for a line above tmux 3.3a says 5:3, which blinks
+            style[number] = code
+        elif number // 10 in (3, 4, 9, 10) and number % 10 < 8:
+            style[38 if number % 60 < 40 else 48] = code
+        else:
+            off = {0: tuple(style), 22: (1, 2), 39: (38,), 49: (48,)}.get(number, (number - 20,))
+            style = {kept: style[kept] for kept in style if kept not in off}
+    style.pop(58, None)   # an underline's colour: terminals that do not know it strike by 58;5;9
+    return style
+
+
+def styled_lines(text: str) -> Iterator[list[tuple[dict[int, str], str]]]:
+    """The lines of what `capture-pane -e` said, as pieces of (style, words without controls and tabs)."""
+    style: dict[int, str] = {}   # goes on from line to line: tmux says only what changes
+    for line in re.split(r"\r\n?|\n", text):
+        pieces, column = [], 0
+        for at, part in enumerate(SGR.split(line)):   # words, codes, words…
+            style = next_style(style, part) if at % 2 else style
+            words = "" if at % 2 else (" " * column + clean_text(part)).expandtabs()[column:]
+            column = (column + len(words)) % 8
+            pieces += [(style, words)] if words else []
+        yield pieces
+
+
+def clean_ansi(text: str) -> str:
+    """What `capture-pane -e` said, with nothing a terminal would obey but SGR, each off after its words."""
+    return "\n".join("".join("\x1b[%sm%s\x1b[0m" % (";".join(style.values()), words) if style else words
+                             for style, words in pieces) for pieces in styled_lines(text))
+
+
 def one_line(text: str) -> str:
-    """`text` cleaned, on one line."""
-    return " ".join(clean_text(text).split())
+    """`text` cleaned, on one line, and in the order in which it is written."""
+    return " ".join(re.sub("[\u202a-\u202e\u2066-\u2069]", "", clean_text(text)).split())
 
 
 def checksum(value: object) -> str:
@@ -1403,6 +1471,17 @@ TOKENS = {   # what agents call them
     "cached_input_tokens": "cached", "input": "input", "output": "output", "cached": "cached"}
 
 
+def call_text(name: object, arguments: object) -> str:
+    """A tool's call for a person."""
+    values = arguments.values() if isinstance(arguments, dict) else [arguments or ""]
+    return " ".join([str(name), *(one if isinstance(one, str) else json.dumps(one) for one in values)])
+
+
+def note_deed(said: Said, words: str) -> Said:
+    """The turn after the agent has done something: no more of it than anybody shows."""
+    return said._replace(deed=words[:2000]) if words.strip() else said
+
+
 def next_turn(said: Said, prompt: str) -> Said:
     """The turn after `said`, which a prompt has just begun."""
     return Said("busy", turn=said.turn + 1, prompt=letters(prompt)[:400])
@@ -1438,14 +1517,15 @@ def fold_claude_line(said: Said, line: dict[str, Any]) -> Said:
     kind, message = line.get("type"), as_map(line.get("message"))
     content = message.get("content")
     text = join_texts(content, "text")
+    blocks = [as_map(one) for one in (content if isinstance(content, list) else [])]
     if kind == "user":
-        blocks, origin = content if isinstance(content, list) else [], as_map(line.get("origin")).get("kind")
+        origin = as_map(line.get("origin")).get("kind")
         aside = r"<(?:command-name|local-command-\w+|bash-stdout|bash-stderr)>"   # of the CLI: asks no model
         if text.startswith("[Request interrupted by user"):
             return break_off(said, "the turn was interrupted")
         if line.get("isCompactSummary") is True or re.match(aside, text):
             return said
-        is_tool_result = any(as_map(block).get("type") == "tool_result" for block in blocks)
+        is_tool_result = any(block.get("type") == "tool_result" for block in blocks)
         if is_tool_result or text.startswith("<task-notification>") or origin not in (None, "human"):
             return said._replace(state="busy")   # also when a background shell ended: its last turn goes on
         return next_turn(said, text)
@@ -1456,6 +1536,8 @@ def fold_claude_line(said: Said, line: dict[str, Any]) -> Said:
     if line.get("isApiErrorMessage") or message.get("model") == "<synthetic>":   # 2.1.329: of the CLI itself
         return break_off(said, text, is_login=line.get("error") == "authentication_failed"
                          or line.get("apiErrorStatus") in (401, 403))
+    calls = [call_text(one.get("name"), one.get("input")) for one in blocks if one.get("type") == "tool_use"]
+    said = note_deed(said, calls[-1] if calls else text)
     id = str(message.get("id") or "")   # each block of a message is a line
     text = "\n".join(filter(None, (said.text, text))) if id and id == said.message else text or said.text
     return said._replace(state="busy", text=text, model=str(message.get("model") or ""), message=id,
@@ -1475,7 +1557,12 @@ def fold_codex_line(said: Said, line: dict[str, Any]) -> Said:
     if not is_busy:
         return said
     if item.get("type") == "AgentMessage":
-        return said._replace(text=join_texts(item.get("content"), "Text") or said.text)
+        text = join_texts(item.get("content"), "Text")
+        return note_deed(said._replace(text=text or said.text), text)
+    if kind in ("custom_tool_call", "function_call"):   # of a script its first command, if any
+        given = str(payload.get("input") or payload.get("arguments") or "")
+        command = re.search(r"""\{\s*["']?cmd["']?:\s*(["'`])(.+?)(?<!\\)\1""", given, re.DOTALL)
+        return note_deed(said, call_text(payload.get("name"), command[2] if command else given))
     if kind == "task_started":   # its process ended in the middle, and was resumed
         return break_off(said, "the turn was cut off")
     error = as_map(payload.get("error"))
@@ -1493,13 +1580,15 @@ def fold_codex_line(said: Said, line: dict[str, Any]) -> Said:
 
 
 def fold_opencode_row(said: Said, row: dict[str, Any]) -> Said:
-    """A message of OpenCode's database with the texts of its parts (1.18.33): {"data": {…}, "texts": […]}."""
-    data, found = as_map(row.get("data")), row.get("texts")
-    text = "\n".join(str(text) for text in found if text) if isinstance(found, list) else ""
+    """A message of OpenCode's database (1.18.33): {"data": {…}, "parts": [[text, tool, input], …]}."""
+    data, parts = as_map(row.get("data")), row.get("parts") or []
+    text = "\n".join(str(text) for text, _, _ in parts if text)
     if data.get("role") == "user":   # one without a text of a person's: /compact, or what follows it
         return next_turn(said, text) if text else said
     if data.get("role") != "assistant" or data.get("summary") is True:
         return said
+    for words, tool, given in parts[-1:]:
+        said = note_deed(said, call_text(tool, given) if tool else str(words or ""))
     error = as_map(data.get("error"))
     said = said._replace(text=text or said.text, model=str(data.get("modelID") or ""),
                          tokens=count_tokens(data.get("tokens"), TOKENS) or said.tokens)
@@ -1531,7 +1620,10 @@ def fold_gemini_line(said: Said, line: dict[str, Any]) -> Said:
         return said._replace(state="busy")
     if "model" not in line:                                      # no reply of the model's
         return said
-    return said._replace(state="busy" if line.get("toolCalls") else "unknown", text=text or said.text,
+    calls = line.get("toolCalls")
+    call = as_map(calls[-1]) if calls and isinstance(calls, list) else {}
+    said = note_deed(said, call_text(call.get("name"), call.get("args")) if call else text)
+    return said._replace(state="busy" if calls else "unknown", text=text or said.text,
                          model=str(line.get("model") or said.model),
                          tokens=count_tokens(line.get("tokens"), TOKENS) or said.tokens)
 
@@ -1574,7 +1666,7 @@ def find_turn(turns: list[Said], mark: str, base: int) -> Said:
     if said.state == "unknown" and said.text:
         return said._replace(state="ready", is_past=True)
     if last.state in ("busy", "unknown"):
-        return said._replace(is_past=True)
+        return said._replace(is_past=True, deed=last.deed or said.deed)
     if said.model:
         return said._replace(state="ready", text=last.text or said.text, is_past=True)
     error = "the turn was broken off by another prompt: %s" % last.prompt[:60]
@@ -1591,12 +1683,6 @@ class Event(NamedTuple):
     facts: dict[str, Any] = {}   # of Said: model, tokens, cost_usd, denied, resets_at, has_tasks; and of an
                                  # error is_limit, is_login, of a done one whether it `speaks` at "last", or
                                  # "ever": no words then are an error that it does not tell
-
-
-def call_text(name: object, arguments: object) -> str:
-    """A tool's call for a person."""
-    values = arguments.values() if isinstance(arguments, dict) else [arguments or ""]
-    return " ".join([str(name), *(one if isinstance(one, str) else json.dumps(one) for one in values)])
 
 
 def as_time(value: object) -> Optional[float]:
@@ -1853,8 +1939,11 @@ def fold_event(said: Said, event: Event) -> Said:
         return said
     if kind == "begin":   # behind nothing that was seen, a message with an id may have begun before
         return said._replace(turn=said.turn + (not text or bool(said.message)), message=text, goes_on=False)
-    whole = said.text + glue + text if said.goes_on else text
-    return said._replace(text=whole, goes_on=True) if kind == "text" else said
+    if kind != "text":
+        return note_deed(said, text) if kind == "tool" else said
+    whole = said.text + glue + text if said.goes_on else text   # where it began is not known: its last line
+    said = note_deed(said, whole if said.turn else whole.rstrip().rpartition("\n")[2])
+    return said._replace(text=whole, goes_on=True)
 
 
 EVENT_SIGNS = {"session": "— ", "tool": "● ", "tool-result": "  ⎿ ", "retry": "… ", "error": "✕ ",
@@ -2144,7 +2233,7 @@ def remove_file(path: str) -> None:
 
 def write_file(path: str, text: str, mode: int = 0o600) -> None:
     """Writes a file whole or not at all: to a temporary name, then renamed."""
-    temporary = "%s.%d.tmp" % (path, os.getpid())
+    temporary = "%s.%d.%d.tmp" % (path, os.getpid(), _thread.get_ident())
     with using_file(path):
         try:
             handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
@@ -2240,11 +2329,16 @@ def file_stamp(path: str) -> tuple[int, float]:
     return (facts.st_size, facts.st_mtime) if facts else (-1, 0.0)
 
 
+def list_names(folder: str) -> list[str]:
+    """The entries of a folder; none when it is not there, or not ours."""
+    with contextlib.suppress(OSError):
+        return os.listdir(folder)
+    return []
+
+
 def list_numbers(folder: str) -> list[int]:
     """The entries of a folder that are numbers, in order; none when it is not there, or not ours."""
-    with contextlib.suppress(OSError):
-        return sorted(int(name) for name in os.listdir(folder) if str(as_number(name)) == name)
-    return []
+    return sorted(int(name) for name in list_names(folder) if str(as_number(name)) == name)
 
 
 @contextlib.contextmanager
@@ -2273,11 +2367,18 @@ def feed_pipe(path: str, text: str, deadline_s: float) -> bool:
 
 
 def name_machine() -> str:
-    """Where a pid means something: this boot and this pid namespace, as far as the system tells."""
+    """Where a pid means something: this machine, boot and pid namespace, as far as the system tells."""
+    name = "%s-%s" % (os.uname().nodename, (read_file("/etc/machine-id") or "").strip())
     boot = (read_file("/proc/sys/kernel/random/boot_id") or "").strip()
     with contextlib.suppress(OSError):
-        return "%s %s" % (boot, os.readlink("/proc/self/ns/pid"))
-    return os.uname().nodename
+        return "%s %s %s" % (name, boot, os.readlink("/proc/self/ns/pid"))
+    return name
+
+
+def is_rebooted(then: str, now: str) -> bool:
+    """Whether two names of machines are those of one, and of two boots of it."""
+    old, new = then.split(), now.split()
+    return len(old) == len(new) == 3 and old[0] == new[0] and old[1] != new[1]
 
 
 def new_uuid() -> str:
@@ -2339,6 +2440,16 @@ def holds_variable(pid: int, assignment: str) -> bool:
     return bool(data) and os.fsencode(assignment) in data.split(b"\0")
 
 
+def find_marked(name: str) -> dict[str, list[Process]]:
+    """Every living process that was started with this variable, by its value; {} where nobody tells."""
+    found: dict[str, list[Process]] = {}
+    for process, _, _ in read_process_rows():
+        for entry in (read_bytes("/proc/%d/environ" % process.pid) or b"").split(b"\0"):
+            if entry.startswith(os.fsencode(name) + b"=") and process.pid != os.getpid():
+                found.setdefault(os.fsdecode(entry[len(name) + 1:]), []).append(process)
+    return found
+
+
 def ticks_at(at: float) -> int:
     """A time, given in seconds since 1970, as the system tells when a process has started; -1 for none."""
     uptime = (read_file("/proc/uptime") or "0").split()[0]
@@ -2368,16 +2479,16 @@ def find_tree(root: Process, assignment: str, ended_at: float = 0.0) -> list[Pro
         or not (one.started.isdigit() and int(one.started) < since) and holds_variable(one.pid, assignment))]
 
 
-def has_open(process: Process, path: str) -> bool:
-    """Whether a process has a file open for writing; False where the system does not tell."""
-    folder = "/proc/%d/" % process.pid
+def find_open(process: Process) -> set[str]:
+    """The files that a process has open for writing; none where the system does not tell."""
+    found, folder = set(), "/proc/%d/" % process.pid
     for number in list_numbers(folder + "fd"):
         with contextlib.suppress(OSError):   # it has ended, or closed the file
-            if os.readlink("%sfd/%d" % (folder, number)) == path:
-                flags = re.search(r"flags:\s*([0-7]+)", read_file("%sfdinfo/%d" % (folder, number)) or "")
-                if flags and int(flags.group(1), 8) & os.O_ACCMODE != os.O_RDONLY:
-                    return True
-    return False
+            path = os.readlink("%sfd/%d" % (folder, number))
+            flags = re.search(r"flags:\s*([0-7]+)", read_file("%sfdinfo/%d" % (folder, number)) or "")
+            if flags and int(flags.group(1), 8) & os.O_ACCMODE != os.O_RDONLY:
+                found.add(path)
+    return found
 
 
 def end_processes(find: Callable[[], list[Process]], grace_s: float = 2.0) -> list[Process]:
@@ -2420,6 +2531,40 @@ def start_detached(argv: tuple[str, ...], env: dict[str, str]) -> int:
     import subprocess
     null = subprocess.DEVNULL
     return subprocess.Popen(argv, stdin=null, stdout=null, stderr=null, env=env, start_new_session=True).pid
+
+
+def become(argv: tuple[str, ...], env: dict[str, str]) -> None:
+    """Gives this process, with its terminal, to another program; returns only by a `Missing`."""
+    try:
+        os.execvpe(argv[0], argv, env)
+    except OSError as error:
+        raise Missing("%s: cannot be run: %s" % (argv[0], (error.strerror or "").lower())) from error
+
+
+def do_together(deeds: list[Callable[[], object]], is_enough: Callable[[list[Any]], bool],
+                most_s: float = float("inf")) -> list[Any]:
+    """What each of the deeds returns, or the `Failure` it raised, all done at the same time, until there
+    `is_enough`, or for `most_s`: None stands for those that are not done then. They are left as if we had
+    been killed."""
+    import threading   # 1 ms
+    results, ended, news = [None] * len(deeds), [], threading.Event()
+
+    def do(at: int) -> None:
+        try:
+            results[at] = deeds[at]()
+        except Failure as failure:
+            results[at] = failure
+        finally:
+            ended.append(at)
+            news.set()
+
+    for at in range(len(deeds)):
+        threading.Thread(target=do, args=(at,), daemon=True).start()
+    for _ in until(most_s, shortest_s=60.0, longest_s=60.0, pause=news.wait):
+        news.clear()
+        if is_enough(results) or len(ended) == len(deeds):
+            break
+    return results
 
 
 def converse(argv: tuple[str, ...], send: str, is_answer: Callable[[str], object], *, env: dict[str, str],
@@ -2506,6 +2651,7 @@ class TalkingProcess:
 # One class = one tmux server; one method = one tmux command. Knows no agent.
 
 TMUX_FLOOR = (3, 0)
+ANSWER_S = 8.0                 # of a server that is there
 PANE_SIZE = (200, 50)          # wide enough that no agent wraps its status line
 PANE_FACTS = "#{pid} #{session_id} #{pane_id} #{pane_pid} #{socket_path}"
 
@@ -2527,6 +2673,25 @@ def socket_identity(path: str) -> Optional[list[int]]:
     """Tells a server's socket from one that another makes at the same path later; None without a file."""
     facts = read_stat(path)   # not its ctime: tmux changes the mode when a client comes
     return [facts.st_ino, facts.st_mtime_ns] if facts else None
+
+
+def sockets_folder(env: dict[str, str]) -> str:
+    """Where tmux has its sockets."""
+    return os.path.join(env.get("TMUX_TMPDIR") or "/tmp", "tmux-%d" % os.getuid())
+
+
+def find_dead_sockets(env: dict[str, str]) -> Iterator[str]:
+    """Sockets of ours at which no server listens any more, and none is just being started."""
+    import socket   # 4 ms
+    folder = sockets_folder(env)
+    for name in filter(re.compile(r"selftalk-\d+(?:-\d+)?\Z").match, list_names(folder)):
+        path = os.path.join(folder, name)
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+            facts = os.lstat(path)
+            is_old = stat.S_ISSOCK(facts.st_mode) and time.time() - facts.st_mtime > 60.0
+            client.settimeout(1.0)
+            if is_old and client.connect_ex(path) == errno.ECONNREFUSED:
+                yield path
 
 
 def check_tmux() -> tuple[int, int]:
@@ -2593,6 +2758,16 @@ class TmuxServer:
                        *self.keep_dead("-w", "-t", "main"), env=env, timeout_s=60.0)
         return self._read_facts(ran, "starting a session")
 
+    def add_session(self, name: str, env: dict[str, str], argv: tuple[str, ...],
+                    assignment: str) -> PaneFacts:
+        """Opens a session that runs `argv`, `assignment` set, on a server of the user's; one that is started
+        for it gets `env`."""
+        width, height = map(str, PANE_SIZE)   # new-session -e came with tmux 3.2
+        ran = self.run("new-session", "-d", "-P", "-F", PANE_FACTS, "-s", name, "-x", width, "-y", height,
+                       "env", assignment, *argv, ";",
+                       "resize-window", "-t", "=%s:" % name, "-x", width, "-y", height, env=env)
+        return self._read_facts(ran, "starting a session")
+
     def split(self, beside: str, direction: str, argv: tuple[str, ...], assignment: str) -> PaneFacts:
         """Opens a pane that runs `argv`, `assignment` set, beside another; the focus stays where it is."""
         ran = self.run("split-window", "-d", direction, "-P", "-F", PANE_FACTS, "-e", assignment,
@@ -2619,7 +2794,7 @@ class TmuxServer:
     def paste(self, pane: str, text: str) -> None:
         """Pastes a text into a pane, unless its program has ended: that kills the server (tmux 3.3a). The
         program sees where the paste begins and ends (-p), and its line ends as they are (-r)."""
-        name = "selftalk-%d" % os.getpid()
+        name = "selftalk-%d-%s" % (os.getpid(), pane.strip("%"))
         ran = self.run("load-buffer", "-b", name, "-", ";",
                        "if-shell", "-F", "-t", pane, "#{pane_dead}", "delete-buffer -b %s" % name,
                        "paste-buffer -p -r -d -b %s -t %s" % (name, pane), stdin=text)
@@ -2630,8 +2805,9 @@ class TmuxServer:
 class ControlClient:
     """A `tmux -C` client, attached by its first question: a question costs no process of its own."""
 
-    def __init__(self, server: TmuxServer, session: str) -> None:
+    def __init__(self, server: TmuxServer, session: str, patience_s: float = ANSWER_S) -> None:
         self.server, self.session, self._client, self._buffer = server, session, None, b""
+        self.patience_s = patience_s
 
     def __enter__(self) -> "ControlClient":
         return self
@@ -2650,7 +2826,7 @@ class ControlClient:
     def ask(self, *commands: str) -> list[str]:
         """The output of each tmux command. `ServerGone` when the server or the pane has ended."""
         for is_last in (False, True):
-            deadline = time.monotonic() + 15.0
+            deadline = time.monotonic() + self.patience_s
             try:
                 if not self._client:
                     self._attach(deadline)
@@ -2707,12 +2883,26 @@ class ControlClient:
 # It is the only state there is: any process of the same user can go on where another one was killed.
 
 RUN_FORMAT = 2   # of run.json; a copy of another version names what it cannot read and leaves it alone
-START_FACTS = ("id state outcome profile agent form workspace keep turn asked_at max_time_s stall_s tmux "
-               "started_at caller machine record_home session_id extra_args depth").split()
-PLACE_FACTS = "place launcher".split()                               # once there is a worker
-TMUX_FACTS = "socket socket_identity session pane server".split()   # unless it is headless
+REAL, ROW, NONE = (int, float), (list, tuple), type(None)
+START_FACTS: dict[str, Any] = {     # what has to be in it, and of what kind
+    **dict.fromkeys("state profile agent form workspace machine record_home session_id".split(), str),
+    **dict.fromkeys("asked_at started_at max_time_s stall_s".split(), REAL), "caller": (*ROW, NONE),
+    **dict.fromkeys("id turn depth keep".split(), int), **dict.fromkeys(("tmux", "extra_args"), ROW),
+    "outcome": (str, NONE)}
+PLACE_FACTS = {"place": (str, NONE), "launcher": (*ROW, NONE)}            # once there is a worker
+TMUX_FACTS = {**dict.fromkeys(("socket", "session", "pane"), str),       # unless it is headless
+              **dict.fromkeys(("server", "socket_identity"), (*ROW, NONE))}
+MORE_FACTS = {                      # and what may be missing
+    **dict.fromkeys("name config asked_place asked_socket parent_folder usage_file".split(), str),
+    **dict.fromkeys("asked_tick seconds ended_at max_parallel parent".split(), REAL),
+    "took_over": dict, "chain": ROW}
+TURN_FACTS = {                      # of turns/N.json
+    **dict.fromkeys("prompt outcome what fix source said model mark delivery".split(), str),
+    **dict.fromkeys("seconds ended_at resets_at cost_usd".split(), REAL),
+    "tokens": dict, "options": list, "denied": list, "base": int, "log_base": int}
 HEADLESS = "headless"               # the place of a worker without a terminal, and its files
 STREAM_FILES = ("stdout.jsonl", "stderr.log")
+RUN_NAME = re.compile(r"(?!last\Z)[A-Za-z][\w.-]{0,39}\Z", re.ASCII)
 RUN_VARIABLE = "SELFTALK_RUN"       # the folder of the run a process belongs to
 DEPTH_VARIABLE = "SELFTALK_DEPTH"   # how many runs it is inside of
 
@@ -2742,6 +2932,15 @@ class Run:
         return self.facts["state"] == "over"
 
     @property
+    def is_started(self) -> bool:
+        """Whether its worker has been started, and all that is known of that written down."""
+        return self.facts["state"] not in ("queued", "starting")
+
+    @property
+    def is_queued(self) -> bool:
+        return self.facts["state"] == "queued"
+
+    @property
     def is_settled(self) -> bool:
         """Whether its turn has an outcome that stays: then only the worker may still have to be ended."""
         return self.facts["outcome"] not in (None, *OPEN_OUTCOMES)
@@ -2753,7 +2952,8 @@ class Run:
     @property
     def is_here(self) -> bool:
         """Whether its pids mean something to us: it may belong to a container, or to before the last boot."""
-        return self.facts["machine"] == name_machine()
+        boot, here = (name.split()[-2:] for name in (str(self.facts["machine"]), name_machine()))
+        return boot == here   # a laptop may change its name
 
     def check_here(self) -> None:
         """Raises `Unusable` for a run whose processes cannot be told from ours by their pids."""
@@ -2785,11 +2985,17 @@ class Run:
         if not isinstance(facts, dict) or facts.get("format") != RUN_FORMAT:
             raise Unusable("%s: written by another version of selftalk" % folder, "use that version for it")
         is_running, is_headless = facts.get("state") == "running", facts.get("place") == HEADLESS
-        for fact in START_FACTS + (PLACE_FACTS + TMUX_FACTS * (not is_headless)) * is_running:
-            if fact not in facts:
-                raise Unusable("%s: run.json lacks `%s`" % (folder, fact), "look into the folder")
-        if not isinstance(facts["turn"], int) or str(facts["agent"]) not in AGENTS:
+        needed = {*START_FACTS, *(PLACE_FACTS if is_running else ())}
+        needed |= {*(TMUX_FACTS if is_running and not is_headless else ())}
+        for fact, kinds in {**START_FACTS, **PLACE_FACTS, **TMUX_FACTS, **MORE_FACTS}.items():
+            may_lack = fact not in needed and facts.get(fact) is None
+            if not (may_lack or fact in facts and isinstance(facts[fact], kinds)):
+                raise Unusable("%s: run.json has no usable `%s`" % (folder, fact), "look into the folder")
+        if facts["agent"] not in AGENTS:
             raise Unusable("%s: agent `%s` is not known" % (folder, facts["agent"]), "use a newer selftalk")
+        if facts["state"] != "over" and is_rebooted(str(facts["machine"]), name_machine()):
+            facts.update({fact: None for fact in ("launcher", "server", "caller") if fact in facts})
+            facts.update(machine=name_machine(), was_rebooted=True)   # its pids are nobody's, or a stranger's
         self.facts = facts
 
     def has_changed(self) -> bool:
@@ -2807,57 +3013,142 @@ def remove_folder(folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)   # disk trouble brought us here; the first error is reported
 
 
-def new_run(state: str, facts: dict[str, Any]) -> Run:
-    """Makes a run in state "starting". mkdir makes its folder, or finds that another start was faster."""
-    runs = os.path.join(state, "runs")
-    make_folder(runs)
-    make_folder(os.path.join(state, "open"))
-    for number in itertools.count(max(list_numbers(runs), default=0) + 1):
-        run = Run(os.path.join(runs, str(number)), {})
-        with using_file(run.folder), contextlib.suppress(FileExistsError):
-            os.mkdir(run.folder, 0o700)
-            break
-    try:
-        make_folder(run.path("turns"))
-        run.update(format=RUN_FORMAT, id=run.id, version=VERSION, state="starting", outcome=None, **facts)
-        write_file(run.path("lock"), "")   # made now: on a full disk a run can still be ended
-        write_file(run.open_mark, "")
-    except BaseException:
-        remove_file(run.open_mark)
-        remove_folder(run.folder)
-        raise
-    return run
-
-
-def find_run(state: str, word: str) -> Run:
-    """The run with that id, or the newest one for "last"."""
-    ids = [str(number) for number in list_numbers(os.path.join(state, "runs"))]
-    id = ids[-1] if ids and word == "last" else word
-    if id not in ids:
-        raise Unusable("run `%s` does not exist" % word, own_command("list"))
-    return Run(os.path.join(state, "runs", id))
-
-
-def read_runs(state: str, kind: str, tell: Tell) -> list[Run]:
-    """The runs of a state folder, in order: all of them ("runs"), or those that are not over ("open"). A run
-    that this copy cannot read is named and left alone."""
-    runs = []
-    for number in list_numbers(os.path.join(state, kind)):
+def read_runs(state: str, kind: str, tell: Tell, most: int = sys.maxsize) -> list[Run]:
+    """The runs of a state folder, in order: those that are not over ("open"), or beside them also the newest
+    `most` of the others ("runs"). A run that this copy cannot read is named and left alone."""
+    runs, open_ids = [], list_numbers(os.path.join(state, "open"))
+    others = list_numbers(os.path.join(state, "runs"))[-most:] if kind == "runs" else []
+    for number in sorted({*open_ids, *others}):
         folder = os.path.join(state, "runs", str(number))
         try:
             runs.append(Run(folder))
         except Unusable as failure:
-            if kind == "open" and not read_stat(folder):   # somebody has removed it
+            if number in open_ids and not read_stat(folder):   # somebody has removed it
                 remove_file(os.path.join(state, "open", str(number)))
             else:
                 tell(failure.what)
+    for run in runs if kind == "open" else ():
+        if run.is_over:   # who ended it was cut off; under the lock: somebody may just take it up
+            with run.locked():
+                run.reload()
+                remove_file(run.open_mark) if run.is_over else None
     return [run for run in runs if kind == "runs" or not run.is_over]
+
+
+def read_pruned(state: str) -> int:
+    """The highest number of a run that was removed; 0 for none."""
+    return as_number((read_file(os.path.join(state, "pruned")) or "").strip()) or 0
+
+
+def new_run(state: str, facts: dict[str, Any]) -> Run:
+    """Makes a run, in state "starting" unless `facts` say another. mkdir makes its folder, or finds that
+    another start was faster. `Unusable` when one that is not over has its name."""
+    runs = os.path.join(state, "runs")
+    make_folder(runs)
+    make_folder(os.path.join(state, "open"))
+    with hold_lock(os.path.join(state, "names")) if facts.get("name") else contextlib.nullcontext():
+        for one in read_runs(state, "open", lambda line: None) if facts.get("name") else ():
+            if one.facts.get("name") == facts["name"]:
+                raise Unusable("run %d: has the name `%s`, and is not over" % (one.id, facts["name"]),
+                               "%s, or take another name" % own_command("stop %d" % one.id))
+        for number in itertools.count(max([*list_numbers(runs), read_pruned(state)]) + 1):   # in this order
+            run = Run(os.path.join(runs, str(number)), {})
+            with using_file(run.folder), contextlib.suppress(FileExistsError):
+                os.mkdir(run.folder, 0o700)
+                break
+        try:
+            make_folder(run.path("turns"))
+            run.update(**{"state": "starting", **facts}, format=RUN_FORMAT, id=run.id, version=VERSION,
+                       outcome=None)
+            write_file(run.path("lock"), "")   # made now: on a full disk a run can still be ended
+            write_file(run.open_mark, "")
+        except BaseException:
+            remove_file(run.open_mark)
+            remove_folder(run.folder)
+            raise
+    return run
+
+
+def find_askers(folder: str) -> set[str]:
+    """The folders of a run, and of those that it is inside of; none for ""."""
+    found: set[str] = set()
+    while as_number(os.path.basename(folder)) is not None and folder not in found:
+        found.add(folder)
+        with contextlib.suppress(Unusable):   # removed, say
+            folder = Run(folder).facts.get("parent_folder") or ""
+    return found
+
+
+def find_run(state: str, word: Optional[str]) -> Run:
+    """The run with that id, the newest one for "last" or of that name; for None the newest that goes on."""
+    runs = os.path.join(state, "runs")
+    ids = list_numbers(runs)
+    if ids and word == "last":
+        return Run(os.path.join(runs, str(ids[-1])))
+    if word is None:
+        own = find_askers(os.environ.get(RUN_VARIABLE, ""))
+        going = [str(id) for id in list_numbers(os.path.join(state, "open"))]
+        going = [id for id in going if os.path.join(runs, id) not in own]
+        if not going:
+            raise Unusable("no run goes on", own_command("list"))
+        word = going[-1]
+    if word in map(str, ids):
+        return Run(os.path.join(runs, word))
+    for id in reversed(ids) if RUN_NAME.match(word) else ():
+        with contextlib.suppress(Unusable):   # of another version: it may have any name
+            run = Run(os.path.join(runs, str(id)))
+            if run.facts.get("name") == word:
+                return run
+    raise Unusable("run `%s` does not exist" % word, own_command("list"))
 
 
 def close_run(run: Run, **facts: Any) -> None:
     """Marks a run as over."""
     run.update(state="over", **facts)
     remove_file(run.open_mark)   # it is not there when `stop` was faster
+
+
+def find_leftovers(state: str, older_s: float, tell: Tell) -> Iterator[tuple[str, str]]:
+    """Runs that have been over for so long, folders in which a start was cut off, and the processes of runs
+    whose folder is gone: the folder, and what it is. What cannot be read is named and left alone."""
+    runs, own = os.path.join(state, "runs"), find_askers(os.environ.get(RUN_VARIABLE, ""))
+    for number in list_numbers(runs):
+        folder, what = os.path.join(runs, str(number)), "run %d, of which there is only a folder" % number
+        ended_at, is_over = file_stamp(folder)[1], False
+        if os.path.islink(folder) or not os.path.isdir(folder):
+            continue
+        try:
+            run = Run(folder)
+            is_over, ended_at = run.is_over, as_time(run.facts.get("ended_at")) or run.stamp[1]
+            what = "run %d, %s, %s" % (run.id, run.facts["profile"], run.facts["outcome"])
+        except Unusable as failure:
+            is_over = set(list_names(folder)) <= {"turns", "lock"} and not list_names(folder + "/turns")
+            ended_at += 60.0   # somebody may just be making it
+            tell(failure.what) if not is_over else None
+        if is_over and time.time() - ended_at >= older_s and folder not in own:
+            yield folder, what
+    for folder, ones in find_marked(RUN_VARIABLE).items():
+        if os.path.dirname(folder) == runs and not read_stat(folder) and folder not in own:
+            yield folder, "%d processes of run %s, whose folder is gone" % (len(ones), folder)
+
+
+def remove_leftover(state: str, path: str) -> None:
+    """Ends the processes of a run that is over, and removes its folder; the caller holds the lock of those
+    who do that. `Failure` when some cannot be ended, or when it has been taken up meanwhile."""
+    number = int(os.path.basename(path))
+    with hold_lock(os.path.join(path, "lock")) if read_stat(path) else contextlib.nullcontext():
+        if read_stat(os.path.join(path, "run.json")) and not Run(path).is_over:
+            raise Failure("run %d: somebody has just taken it up" % number)
+        left = end_processes(lambda: find_marked(RUN_VARIABLE).get(path, []))
+        if left:
+            raise Failure("%s: processes that cannot be ended: %s"
+                          % (path, " ".join(str(one.pid) for one in left)), "end them by hand")
+        if read_stat(path):
+            gone = os.path.join(state, "removed-%d" % number)   # at once: half of it would be nobody's
+            with using_file(path, "removed"):                   # and no other run may ever get its number
+                write_file(os.path.join(state, "pruned"), "%d\n" % max(read_pruned(state), number))
+                os.rename(path, gone)
+            remove_folder(gone)
 
 
 class Turn(NamedTuple):
@@ -2871,7 +3162,9 @@ class Turn(NamedTuple):
 def read_turn(run: Run) -> dict[str, Any]:
     """What turns/N.json says of the latest turn; {} before it is written, or when a full disk has cut it."""
     with contextlib.suppress(ValueError, RecursionError):
-        return as_map(json.loads(read_file(run.path("turns/%d.json" % run.facts["turn"])) or "{}"))
+        facts = as_map(json.loads(read_file(run.path("turns/%d.json" % run.facts["turn"])) or "{}"))
+        return {fact: value for fact, value in facts.items()
+                if value is None or isinstance(value, TURN_FACTS.get(fact, object))}
     return {}
 
 
@@ -2902,7 +3195,9 @@ def was_task(run: Run) -> bool:
 
 def fact_process(fact: Any) -> Process:
     """The process that run.json holds; one that never lives when it holds none."""
-    return Process(int(fact[0]), str(fact[1])) if fact else Process(0, "")
+    with contextlib.suppress(TypeError, ValueError, IndexError):
+        return Process(int(fact[0]), str(fact[1]))
+    return Process(0, "")
 
 
 # =============================================================================
@@ -3109,11 +3404,11 @@ def render_launcher(run: Run, launch: Launch, prelude: str = "", wrap: tuple[str
 def end_pane(run: Run, echo: Optional[Tell] = None) -> list[Process]:
     """Ends what a run's worker started, then its pane or server, however far a start came: what is left."""
     facts, path, server = run.facts, run.facts.get("socket", ""), fact_process(run.facts.get("server"))
-    is_started, is_shared = facts["state"] != "starting", facts.get("place") == "pane"
-    launcher = fact_process(facts["launcher"] if is_started else None)
+    is_started, is_shared = run.is_started and facts.get("socket_identity"), facts.get("is_shared")
+    launcher = fact_process(facts.get("launcher") if is_started else None)
     ended_at = file_stamp(run.path("exit"))[1]
     left = end_processes(lambda: [one for one in find_tree(launcher, run.mark, ended_at) if one != server]
-                         + [server] * (is_started and not is_shared and is_alive(server)))
+                         + [server] * (not is_shared and is_alive(server)))
     tmux = TmuxServer(path, tuple(facts["tmux"]), echo)
     if is_shared and is_alive(server):   # another server there would have another pane of this number
         tmux.run("kill-pane", "-t", facts["pane"])
@@ -3132,13 +3427,13 @@ def open_session(run: Run, launch: Launch, echo: Optional[Tell]) -> PaneFacts:
     """Starts the worker in a session on a server of its own; its name is noted first, for an undoing."""
     write_file(run.path("launch.sh"), render_launcher(run, launch), mode=0o700)
     env, version = dict(launch.env, SELFTALK_RUN=run.folder), tuple(run.facts["tmux"])
-    sockets = os.path.join(env.get("TMUX_TMPDIR") or "/tmp", "tmux-%d" % os.getuid())   # as tmux has it
     for number in range(1, 50):   # another state folder may have a run of the same number
         name = "selftalk-%d" % run.id if number == 1 else "selftalk-%d-%d" % (run.id, number)
-        path = os.path.join(sockets, name)
+        path = os.path.join(sockets_folder(env), name)
         if os.path.exists(path):   # another's; one that is about to end would take our worker with it
             continue
-        note_place(run, place="session", socket=path)   # a resumed one had a pane
+        note_place(run, place="session", is_shared=False, socket=path,   # a resumed one had another
+                   socket_identity=None, launcher=None, server=None)
         try:
             return TmuxServer(name, version, echo).start(("sh", run.path("launch.sh")), env)
         except Failure as error:
@@ -3149,21 +3444,17 @@ def open_session(run: Run, launch: Launch, echo: Optional[Tell]) -> PaneFacts:
     raise Failure("tmux: no free name for run %d's server" % run.id, "end old ones: tmux -L NAME kill-server")
 
 
-def open_beside(run: Run, launch: Launch, base: dict[str, str], echo: Optional[Tell]) -> Optional[PaneFacts]:
-    """Starts the worker in a pane beside the caller, whose environment is `base`; None without room for it.
-    That server has another environment: the worker's comes through a named pipe, and is never on disk, in an
-    argument or in an option of tmux. The pane is written down first: a start cut short can be undone."""
-    socket, beside = base.get("TMUX", "").split(",")[0], base.get("TMUX_PANE", "")
-    server = TmuxServer(socket, tuple(run.facts["tmux"]), echo)
-    direction = split_direction(*server.pane_size(beside)) if socket and beside else ""
-    if not direction:
-        return None
+def open_shared(run: Run, launch: Launch, server: TmuxServer, place: str,
+                open_pane: Callable[[tuple[str, ...], str], PaneFacts]) -> PaneFacts:
+    """Starts the worker on a server of somebody else, which has another environment: the worker's comes
+    through a named pipe, and is never on disk, in an argument or in an option of tmux. The pane is written
+    down first: a start cut short can be undone."""
     receive = '[ -p {0}/env ] && eval "$(cat {0}/env)"'
     write_file(run.path("launch.sh"), render_launcher(run, launch, receive), mode=0o700)
     with using_file(run.path("env")):
         os.mkfifo(run.path("env"), 0o600)
-    facts = server.split(beside, direction, ("sh", run.path("launch.sh")), run.mark)
-    note_place(run, place="pane", socket=facts.socket, pane=facts.pane,
+    facts = open_pane(("sh", run.path("launch.sh")), run.mark)
+    note_place(run, place=place, is_shared=True, socket=facts.socket, pane=facts.pane,
                server=read_process(facts.server_pid))
     server.run(*server.keep_dead("-p", "-t", facts.pane))
     lines = ["export %s=%s" % (name, shlex.quote(value)) for name, value in launch.env.items()
@@ -3171,6 +3462,29 @@ def open_beside(run: Run, launch: Launch, base: dict[str, str], echo: Optional[T
     if not feed_pipe(run.path("env"), "\n".join(lines) + "\n", 15.0):
         raise Failure("tmux: the new pane did not start", "use --session")
     return facts
+
+
+def open_beside(run: Run, launch: Launch, base: dict[str, str], echo: Optional[Tell]) -> Optional[PaneFacts]:
+    """Starts the worker in a pane beside the caller, whose environment is `base`; None without room."""
+    socket, beside = base.get("TMUX", "").split(",")[0], base.get("TMUX_PANE", "")
+    server = TmuxServer(socket, tuple(run.facts["tmux"]), echo)
+    direction = split_direction(*server.pane_size(beside)) if socket and beside else ""
+    open_pane = functools.partial(server.split, beside, direction)
+    return open_shared(run, launch, server, "pane", open_pane) if direction else None
+
+
+def open_named(run: Run, launch: Launch, socket: str, echo: Optional[Tell]) -> PaneFacts:
+    """Starts the worker in a session of the run's name, else "selftalk", on the server of that name. One of
+    ours that is left there from a run that is over is replaced."""
+    name = (run.facts.get("name") or "selftalk").replace(".", "_")   # as tmux does
+    server = TmuxServer(socket, tuple(run.facts["tmux"]), echo)
+    rows = server.run("list-panes", "-s", "-t", "=" + name, "-F", "#{pane_dead} #{pane_start_command}").out
+    if rows and re.search(r"(?m)^(?!1 .*/selftalk/runs/\d+/launch\.sh)", rows.rstrip()):
+        raise Unusable("tmux: there is a session `%s` already" % name, "end it, or add --name NAME")
+    if rows:
+        server.run("kill-session", "-t", "=" + name)
+    env = {name: value for name, value in os.environ.items() if name != RUN_VARIABLE}   # it outlives the run
+    return open_shared(run, launch, server, "session", functools.partial(server.add_session, name, env))
 
 
 def find_begin(text: str, needle: str, since: float) -> str:
@@ -3181,10 +3495,10 @@ def find_begin(text: str, needle: str, since: float) -> str:
     return found.group(1) if is_ours else ""
 
 
-def holds_open(run: Run, path: str) -> bool:
-    """Whether the worker has a file open for writing: codex 0.169.0 reads those of other sessions as well."""
+def find_written(run: Run) -> set[str]:
+    """The files that the worker has open for writing: codex 0.169.0 reads those of other sessions as well."""
     launcher = fact_process(run.facts["launcher"])
-    return any(has_open(process, path) for process in find_tree(launcher, run.mark))
+    return {path for process in find_tree(launcher, run.mark) for path in find_open(process)}
 
 
 def is_publishing(run: Run) -> bool:
@@ -3192,7 +3506,7 @@ def is_publishing(run: Run) -> bool:
     path = os.path.realpath(run.path("done.md"))
     facts = read_stat(path)
     was_renamed = facts is not None and facts.st_ctime_ns > facts.st_mtime_ns   # that changes no mtime
-    return not was_renamed and holds_open(run, path)
+    return not was_renamed and path in find_written(run)
 
 
 def read_done(run: Run) -> Optional[str]:
@@ -3252,10 +3566,10 @@ class RecordFollower:
         if self.session or self.record.has_log:   # the first: resumed, gemini 0.61.0 makes an empty one too
             return paths[0] if paths and self.session else ""
         since, needle = self.run.facts["started_at"], self.run.folder + "/"   # of the file a prompt names
-        recent = [path for path in paths if file_stamp(path)[1] >= since - 1.0]
-        held = (path for path in recent if holds_open(self.run, path))
+        held, recent = find_written(self.run), [path for path in paths if file_stamp(path)[1] >= since - 1.0]
         begins = sorted((find_begin(read_file(path) or "", needle, since), path) for path in recent)
-        path = next(held, "") or next((path for begin, path in begins if begin), "")
+        path = next((path for path in paths if path in held), "")   # also when the clock was set back
+        path = path or next((path for begin, path in begins if begin), "")
         self.session = self._name_session(path)
         return path
 
@@ -3282,12 +3596,12 @@ class Worker:
     """A worker in its pane, held open for questions and keys. Closing it leaves the worker as it is."""
     source, has_screen = "transcript", True
 
-    def __init__(self, run: Run, echo: Optional[Tell] = None) -> None:
+    def __init__(self, run: Run, echo: Optional[Tell] = None, patience_s: float = ANSWER_S) -> None:
         self.run, self.agent, self.echo = run, AGENTS[run.facts["agent"]], echo
         self.pane, self.last_screen = run.facts["pane"], Screen("")
         self.has_pane, self.is_drained = True, False   # tmux has read all that an ended worker wrote
         self.server = TmuxServer(run.facts["socket"], tuple(run.facts["tmux"]), echo)
-        self.client = ControlClient(self.server, run.facts["session"])
+        self.client = ControlClient(self.server, run.facts["session"], patience_s)
         self.launcher, self.turn = fact_process(run.facts["launcher"]), current_turn(run)
         self.record = RecordFollower(self.agent.record, run)
         self._exits = contextlib.ExitStack()
@@ -3354,6 +3668,12 @@ class Worker:
             return self.client.ask("capture-pane -p -J -S -5000 -t %s" % self.pane)[0].rstrip()
         return self.last_screen.text.rstrip()
 
+    def capture_colours(self) -> str:
+        """The screen with its colours, as escapes; without them when the pane is gone."""
+        with contextlib.suppress(ServerGone):
+            return self.client.ask("capture-pane -p -e -t %s" % self.pane)[0]
+        return self.last_screen.text
+
     def note_turn(self, **facts: Any) -> None:
         """Writes down how far the turn has come."""
         write_turn(self.run, **facts)
@@ -3392,7 +3712,8 @@ class Worker:
             return ""
         run, asked, mark = self.run, self.run.path("asked"), checksum(screen.text)
         with run.locked():   # two waiters would press twice
-            was_just_asked = time.time() - file_stamp(asked)[1] < LONGEST_LOOK_S and read_file(asked) == mark
+            ago_s = abs(time.time() - file_stamp(asked)[1])   # the clock may have been set back
+            was_just_asked = ago_s < LONGEST_LOOK_S and read_file(asked) == mark
             if was_just_asked or self.capture().text != screen.text:   # it has not redrawn yet, or has
                 return None
             run.log("dialog", name=name, keys=[key])
@@ -3549,7 +3870,7 @@ def open_pipe(run: Run, launch: Launch) -> None:
 
 def end_pipe(run: Run) -> list[Process]:
     """Ends all that a headless worker has started, however far its start came: what is left."""
-    launcher = fact_process(run.facts.get("launcher") if run.facts["state"] != "starting" else None)
+    launcher = fact_process(run.facts.get("launcher") if run.is_started else None)
     return end_processes(lambda: find_tree(launcher, run.mark, file_stamp(run.path("exit"))[1]))
 
 
@@ -3566,7 +3887,7 @@ class PipedWorker:
 
     def __init__(self, run: Run, echo: Optional[Tell] = None) -> None:
         self.run, self.agent, self.echo = run, AGENTS[run.facts["agent"]], echo
-        self.launcher, self.turn = fact_process(run.facts["launcher"]), current_turn(run)
+        self.launcher, self.turn = fact_process(run.facts.get("launcher")), current_turn(run)
         self.path, self.start, self.offset = run.path(STREAM_FILES[0]), self.turn.base, self.turn.base
         self.said, self.events = Said(cost_usd=0.0), []   # of the stream from byte `start` to `offset`
         self.size = self.seen_bytes = -1                  # of it, at the last look, and at the last glance
@@ -3985,7 +4306,8 @@ def find_route(names: Iterable[str], config: Config, base: dict[str, str], *, is
 # =============================================================================
 # One run, from request to outcome: start, wait, end. The rules of waiting: a pure function of what was seen.
 
-HEARTBEAT_S = 60.0
+SHOWN_DEED = 120         # letters
+LOOKS_S = 3.0            # for a look at all runs
 STALL_S = 600.0
 UNKNOWN_PROMPT_S = 5.0   # a screen that waits so long is believed against a record without our prompt
 TROUBLES = {             # states that end a turn without an answer, and what to do then
@@ -4000,7 +4322,8 @@ Another agent (%s) was given this task, and its account reached a usage limit be
 it stopped: look at what is there, keep what is right, and do not begin anew.
 """
 KEPT = {"began": bool, "trace": str, "moved_s": float, "face": str, "stirred_s": float}   # from wait to wait
-REQUEST_FACTS = ("workspace", "form", "keep", "max_time_s", "stall_s", "wait_for_reset", "config")
+REQUEST_FACTS = ("workspace", "form", "keep", "max_time_s", "stall_s", "max_parallel", "wait_for_reset",
+                 "config")
 
 
 class Request(NamedTuple):
@@ -4019,6 +4342,9 @@ class Request(NamedTuple):
     took_over: Optional[dict[str, Any]] = None   # the run whose work this one goes on with
     wait_for_reset: bool = False
     config: str = ""             # the path of the config it was asked with; "" for the user's
+    name: str = ""               # what a person calls the run
+    socket: str = ""             # the tmux server that its session is to be on; "": one of its own
+    max_parallel: int = 0        # how many workers may be at work at once; 0: no limit
 
 
 class Progress(NamedTuple):
@@ -4032,7 +4358,20 @@ class Progress(NamedTuple):
     stirred_s: float = 0.0             # when that last changed
     answered: tuple[str, ...] = ()     # the dialogs that keys were pressed for
     next_look_s: float = 0.0
-    beat_s: float = HEARTBEAT_S        # when the next heartbeat is due
+
+
+class Doing(NamedTuple):
+    """What a run is doing now."""
+    state: str           # one of STATES, "queued", "gone" (its worker), "elsewhere", or an outcome
+    seconds: float       # since its turn was asked for, or that it took
+    deed: str = ""       # the last thing that its worker did, on one line
+
+
+Beat = Callable[[Run, Doing], None]   # takes what a run is doing, a few times a second while it is waited for
+
+
+def no_beat(run: Run, doing: Doing) -> None:
+    """For those who do not want to know."""
 
 
 class Means(NamedTuple):
@@ -4041,6 +4380,7 @@ class Means(NamedTuple):
     base: dict[str, str]
     tell: Tell
     echo: Optional[Tell] = None
+    beat: Beat = no_beat
 
 
 def prepare_launch(request: Request, base: dict[str, str], depth: int) -> Launch:
@@ -4065,9 +4405,11 @@ def open_place(run: Run, launch: Launch, place: str, base: dict[str, str], echo:
     if run.is_headless:
         open_pipe(run, launch)
         return
-    beside = open_beside(run, launch, base, echo) if place != "session" else None
+    socket = run.facts.get("asked_socket")
+    beside = open_named(run, launch, socket, echo) if socket else \
+        open_beside(run, launch, base, echo) if place != "session" else None
     facts = beside or open_session(run, launch, echo)
-    opened = {"place": "pane" if beside else "session", "socket": facts.socket, "pane": facts.pane}
+    opened = {"place": run.facts["place"], "socket": facts.socket, "pane": facts.pane}
     note_place(run, state="running", argv=agent_argv(run, launch.profile), **opened,
                session=facts.session, socket_identity=socket_identity(facts.socket),
                launcher=read_process(facts.pane_pid), server=read_process(facts.server_pid))
@@ -4082,26 +4424,53 @@ def end_place(run: Run, echo: Optional[Tell] = None) -> list[Process]:
 AnyWorker = Union[Worker, PipedWorker]
 
 
-def hold_worker(run: Run, echo: Optional[Tell] = None) -> AnyWorker:
-    """The worker of a run, to be asked."""
-    return PipedWorker(run, echo) if run.is_headless else Worker(run, echo)
+def hold_worker(run: Run, echo: Optional[Tell] = None, patience_s: float = ANSWER_S) -> AnyWorker:
+    """The worker of a run, to be asked; tmux has `patience_s` for each answer."""
+    return PipedWorker(run, echo) if run.is_headless else Worker(run, echo, min(ANSWER_S, patience_s))
+
+
+def stamp_asking() -> dict[str, Any]:
+    """Facts of a turn that we ask for now. The second clock runs evenly, for all processes since the boot."""
+    return {"asked_at": time.time(), "asked_tick": time.monotonic(), "caller": read_process(os.getpid())}
+
+
+def asked_for_s(run: Run) -> float:
+    """Seconds since a run's turn was asked for. A clock that is set does not change them, a reboot does."""
+    tick = None if run.facts.get("was_rebooted") else run.facts.get("asked_tick")
+    return max(0.0, time.time() - run.facts["asked_at"] if tick is None else time.monotonic() - tick)
+
+
+def write_ending(run: Run, ending: Ending) -> None:
+    """Keeps an ending: the answer whole in turns/N.md, all else in turns/N.json."""
+    write_file(run.path("turns/%d.md" % run.facts["turn"]), ending.answer)
+    write_turn(run, outcome=ending.outcome, what=ending.what, fix=ending.fix, source=ending.source,
+               said=ending.said.text, resets_at=ending.resets_at, options=list(ending.options),
+               model=ending.said.model, tokens=ending.said.tokens, cost_usd=ending.said.cost_usd or None,
+               denied=list(ending.said.denied),
+               ended_at=round(time.time(), 3), seconds=round(asked_for_s(run), 3))
 
 
 @contextlib.contextmanager
 def undoing_start(run: Run) -> Iterator[None]:
-    """A start in here that fails leaves nothing: of a new run not even its folder, unless it was stopped."""
+    """A start in here that fails leaves nothing: of a new run not even its folder, unless it was stopped. A
+    queued one stays queued."""
     try:
         yield
     except BaseException as error:
         attempt(lambda: end_place(run))   # the trouble that brought us here is the one to report
         with run.locked():
             attempt(run.reload)
-            if run.facts.get("resumed"):
-                attempt(lambda: close_run(run, outcome="stopped"))
-            elif not run.is_over:
+            is_new = not (run.facts.get("resumed") or run.facts.get("was_queued"))
+            if is_new and not run.is_over:
                 remove_file(run.open_mark)
                 remove_folder(run.folder)
-        if isinstance(error, KeyboardInterrupt) and not run.facts.get("resumed"):
+            elif not run.is_over and run.facts.get("was_queued"):
+                attempt(lambda: run.update(state="queued"))
+            elif not run.is_over:
+                words = "it could not be started: %s" % (str(error) or "interrupted")
+                attempt(lambda: write_ending(run, Ending("stopped", words, "send it again")),
+                        lambda: close_run(run, outcome="stopped"))
+        if isinstance(error, KeyboardInterrupt) and is_new:
             raise Interrupted("interrupted; nothing was started") from error
         raise
 
@@ -4126,8 +4495,37 @@ def ask_git(folder: str, *words: str) -> str:
     return ""
 
 
+def find_hindrance(run: Run, others: list[Run]) -> str:
+    """Why a queued run may not start now, of those that are not over; "" when it may. Who waits for a run
+    that it has asked for is not at work: else both would wait for ever."""
+    turns = [one for one in others if one.is_here and not one.is_settled]
+    askers = {one.facts.get("parent_folder") for one in turns}
+    living = [one for one in turns if one.folder not in askers
+              and is_alive(fact_process(one.facts.get("launcher" if one.is_started else "caller")))]
+    at_work = [str(one.id) for one in living if not one.is_queued]
+    ahead = [str(one.id) for one in living if one.is_queued and one.id < run.id]
+    if len(at_work) + len(ahead) < run.facts["max_parallel"]:
+        return ""
+    rows = (("at work", at_work), ("before it", ahead), ("allowed", [str(run.facts["max_parallel"])]))
+    return ", ".join("%s: %s" % (what, " ".join(ids)) for what, ids in rows if ids)
+
+
+def take_slot(run: Run, **facts: Any) -> str:
+    """Lets a queued run begin its start, by us: "", or why it may not."""
+    state = os.path.dirname(os.path.dirname(run.folder))
+    with hold_lock(os.path.join(state, "queue")), run.locked():
+        run.reload()
+        if not run.is_queued:
+            return "it has been started, or stopped"
+        hindrance = find_hindrance(run, read_runs(state, "open", lambda line: None))
+        if not hindrance:
+            run.update(state="starting", started_at=time.time(), **stamp_asking(), **facts)
+    return hindrance
+
+
 def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = None) -> Run:
-    """Starts a worker and returns its run. When that fails nothing of it is left."""
+    """Starts a worker and returns its run. When that fails nothing of it is left. While too many others are
+    at work it is queued, and whoever waits for it starts it."""
     if request.place == "pane" and not base.get("TMUX"):
         raise Unusable("--pane: not inside tmux", "leave it out, or use --session")
     version = (0, 0) if request.profile.headless else check_tmux()
@@ -4139,19 +4537,20 @@ def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = Non
     has_session = any("{session}" in word for word in added_args(launch.profile, request.workspace))
     run = new_run(state_folder(base), {
         "profile": request.profile.name, "agent": request.profile.agent.name,
-        **{fact: getattr(request, fact) for fact in (*REQUEST_FACTS, "chain", "took_over")},
-        "place": HEADLESS if request.profile.headless else None,
-        "permissions": request.profile.permissions,
+        **{fact: getattr(request, fact) for fact in (*REQUEST_FACTS, "chain", "took_over", "name")},
+        "place": HEADLESS if request.profile.headless else None, "asked_place": request.place,
+        "asked_socket": request.socket,
+        "permissions": request.profile.permissions, "state": "queued" if request.max_parallel else "starting",
         "depth": depth, "parent": as_number(os.path.basename(parent)), "parent_folder": parent,
-        "tmux": version, "started_at": now, "asked_at": now, "extra_args": request.extra,
+        "tmux": version, "started_at": now, **stamp_asking(), "extra_args": request.extra,
         "turn": 1 if request.prompt else 0, "session_id": new_uuid() if has_session else "",
-        "caller": read_process(os.getpid()), "machine": name_machine(),
-        "usage_file": usage_path(state_folder(base), request.profile, launch.env),
+        "machine": name_machine(), "usage_file": usage_path(state_folder(base), request.profile, launch.env),
         "commit": ask_git(request.workspace, "rev-parse", "HEAD").strip() if request.chain else "",
         "record_home": record_home(request.profile.agent, launch.env)})
     with undoing_start(run):
         launch = launch._replace(prompt=write_first_turn(run, request, launch.profile))
-        open_place(run, launch, request.place, base, echo)
+        if not (run.is_queued and take_slot(run)):
+            open_place(run, launch, request.place, base, echo)
     return run
 
 
@@ -4181,7 +4580,7 @@ def begin_turn(run: Run, prompt: str, was_over: bool, **limits: float) -> None:
         refuse_turn(run)
         if run.is_over != was_over:
             raise Failure("run %d: somebody has just stopped it, or taken it up" % run.id, "send it again")
-        now, number = time.time(), run.facts["turn"] + 1
+        number = run.facts["turn"] + 1
         is_new = was_over and not run.is_headless
         state, version = "starting" if was_over else "running", check_tmux() if is_new else run.facts["tmux"]
         for name in ("progress.json", "asked", "done.md", "exit"):
@@ -4192,8 +4591,8 @@ def begin_turn(run: Run, prompt: str, was_over: bool, **limits: float) -> None:
         write_turn(of_turn(run, number), prompt=prompt, outcome=None, **turn._asdict())
         if was_over:
             write_file(run.open_mark, "")
-        run.update(turn=number, outcome=None, asked_at=now, state=state, resumed=was_over, tmux=version,
-                   machine=name_machine(), caller=read_process(os.getpid()), **limits)
+        run.update(turn=number, outcome=None, state=state, resumed=was_over, was_queued=False, tmux=version,
+                   machine=name_machine(), was_rebooted=False, **stamp_asking(), **limits)
         run.log("asked", turn=number)
 
 
@@ -4319,17 +4718,6 @@ def judge_turn(progress: Progress, sight: Sight, at_s: float, worker: AnyWorker)
     return Ending("answered", words, source="screen") if is_silent else None
 
 
-def write_ending(run: Run, ending: Ending) -> None:
-    """Keeps an ending: the answer whole in turns/N.md, all else in turns/N.json."""
-    now = time.time()
-    write_file(run.path("turns/%d.md" % run.facts["turn"]), ending.answer)
-    write_turn(run, outcome=ending.outcome, what=ending.what, fix=ending.fix, source=ending.source,
-               said=ending.said.text, resets_at=ending.resets_at, options=list(ending.options),
-               model=ending.said.model, tokens=ending.said.tokens, cost_usd=ending.said.cost_usd or None,
-               denied=list(ending.said.denied),
-               ended_at=round(now, 3), seconds=round(max(0.0, now - run.facts["asked_at"]), 3))
-
-
 def read_summary(run: Run) -> str:
     """What a task's worker has published; "" for nothing."""
     return clean_text(read_file(run.path("done.md")) or "").rstrip("\n") if was_task(run) else ""
@@ -4341,8 +4729,7 @@ def read_ending(run: Run) -> Ending:
     known = [name for name in (turn.get("outcome"), run.facts["outcome"], "stopped") if str(name) in OUTCOMES]
     what, fix, source = (str(turn.get(name) or "") for name in ("what", "fix", "source"))
     answer = read_file(run.path("turns/%d.md" % run.facts["turn"])) or read_summary(run)
-    denied, options = (tuple(map(str, turn[name])) if isinstance(turn.get(name), list) else ()
-                       for name in ("denied", "options"))
+    denied, options = (tuple(map(str, turn.get(name) or ())) for name in ("denied", "options"))
     said = Said(text=turn.get("said") or "", model=turn.get("model") or "", tokens=turn.get("tokens"),
                 cost_usd=turn.get("cost_usd"), denied=denied)
     return Ending(known[0], what, fix, answer, source, said, options, turn.get("resets_at"))
@@ -4369,6 +4756,8 @@ def published_ending(run: Run) -> Ending:
     answer = read_summary(run)
     if answer:
         return Ending("answered", answer=answer, source="done.md")
+    if not (run.is_started or run.is_headless):
+        return Ending("stopped", "it was stopped before it had started", "start it again")
     with contextlib.suppress(Unusable):   # a turn that cannot be read must be stopped all the same
         worker = hold_worker(run)
         said = worker.read_said()
@@ -4384,10 +4773,11 @@ def stop_run(run: Run, echo: Optional[Tell] = None) -> bool:
         if run.is_over:
             return False
         run.check_here()
-        if run.facts["state"] == "starting":
+        if not run.is_started:
             end_place(run)
-            write_ending(run, Ending("stopped", "it was stopped while it was starting", "start it again"))
-            close_run(run, outcome="stopped")
+            ending = published_ending(run)   # its caller may have been cut off behind the start
+            write_ending(run, ending)
+            close_run(run, outcome=ending.outcome)
             return True
         ending = read_ending(run) if run.is_settled else published_ending(run)
         trouble = attempt(lambda: None if run.is_settled else write_ending(run, ending),
@@ -4396,6 +4786,18 @@ def stop_run(run: Run, echo: Optional[Tell] = None) -> bool:
     if trouble:
         raise Failure("run %d: %s" % (run.id, trouble), "look into %s" % run.folder)
     return True
+
+
+def plan_again(run: Run, means: Means) -> tuple[Request, Launch]:
+    """What it takes to start the worker of an older run, by its profile as that is now."""
+    facts, profile = run.facts, find_target(means.config(), run.facts["profile"])
+    profile = profile._replace(headless=run.is_headless)
+    if profile.agent.name != facts["agent"]:
+        raise Unusable("run %d: its profile `%s` is of another agent now" % (run.id, profile.name),
+                       "start a new run")
+    request = Request(profile, read_turn(run).get("prompt") or "", facts["workspace"], facts["form"],
+                      tuple(facts["extra_args"]), facts.get("asked_place") or "")
+    return request, prepare_launch(request, means.base, facts["depth"])
 
 
 def send_prompt(run: Run, prompt: str, means: Means, **limits: float) -> None:
@@ -4410,17 +4812,11 @@ def send_prompt(run: Run, prompt: str, means: Means, **limits: float) -> None:
         begin_turn(run, prompt, False, **limits)
         return
     refuse_turn(run)
-    facts, profile = run.facts, find_target(means.config(), run.facts["profile"])
-    profile = profile._replace(headless=run.is_headless)
-    if profile.agent.name != facts["agent"]:
-        raise Unusable("run %d: its profile `%s` is of another agent now" % (run.id, profile.name),
-                       "start a new run")
-    request = Request(profile, "", facts["workspace"], facts["form"], tuple(facts["extra_args"]))
-    launch = prepare_launch(request, means.base, facts["depth"])
-    said = RecordFollower(profile.agent.record, run).read()[-1]
+    request, launch = plan_again(run, means)
+    said = RecordFollower(request.profile.agent.record, run).read()[-1]
     has_said = said.turn or run.is_headless and read_turn(run).get("said")   # else nothing to take up
     words = find_resume(run) or () if has_said else ()
-    args = launch.profile.args + fill_holes(words, {"session": facts["session_id"]})
+    args = launch.profile.args + fill_holes(words, {"session": run.facts["session_id"]})
     begin_turn(run, prompt, True, **limits)
     with undoing_start(run):
         profile = launch.profile._replace(args=args)
@@ -4432,6 +4828,7 @@ def send_prompt(run: Run, prompt: str, means: Means, **limits: float) -> None:
 def is_kept(run: Run, outcome: str) -> bool:
     """Whether the worker stays after a turn that ended so."""
     is_lasting = run.facts["keep"] and not run.is_headless   # that one ends with its turn
+    is_lasting = is_lasting and is_alive(fact_process(run.facts.get("launcher")))   # a person may end it
     return outcome in OPEN_OUTCOMES or is_lasting and outcome not in ("late", "died")
 
 
@@ -4441,7 +4838,7 @@ def keep_ending(worker: AnyWorker, ending: Ending) -> None:
     write_ending(run, ending)
     write_file(run.path("screen.txt"), clean_text(worker.capture().text).rstrip() + "\n")
     run.log(ending.outcome, source=ending.source, what=ending.what)
-    run.update(outcome=ending.outcome, session_id=worker.session)
+    run.update(outcome=ending.outcome, session_id=worker.session, seconds=round(asked_for_s(run), 3))
 
 
 def finish_turn(worker: AnyWorker, ending: Ending) -> Ending:
@@ -4491,7 +4888,7 @@ def go_on(worker: AnyWorker, sight: Sight, ending: Ending, progress: Progress,
 
 def read_progress(run: Run, at_s: float) -> Progress:
     """What the waits before this one have learnt: a stall is one, into however many waits it was cut."""
-    progress = Progress(beat_s=at_s + HEARTBEAT_S)
+    progress = Progress()
     with contextlib.suppress(ValueError, TypeError):   # half of it, or not ours: then this wait begins anew
         kept = as_map(json.loads(read_file(run.path("progress.json")) or "{}"))
         progress = progress._replace(**{name: KEPT[name](kept[name]) for name in KEPT if name in kept})
@@ -4504,10 +4901,17 @@ def write_progress(run: Run, progress: Progress) -> None:
     attempt(lambda: write_file(run.path("progress.json"), json.dumps(facts) + "\n"))
 
 
-def await_ending(worker: AnyWorker, wait_s: float, tell: Tell) -> Optional[Ending]:
+def find_deed(worker: AnyWorker, sight: Sight) -> str:
+    """The last thing that a worker did, on one line: of one that keeps no record, the last on its screen."""
+    rows = [] if worker.agent.record else [row for row in sight.screen.text.split("\n") if letters(row)][-1:]
+    words = sight.verdict.text if sight.verdict.state in ("asks", *TROUBLES) else sight.said.deed
+    return one_line(words or "".join(rows))[:SHOWN_DEED]
+
+
+def await_ending(worker: AnyWorker, wait_s: float, beat: Beat) -> Optional[Ending]:
     """The loop: looks when there is news or when a look is due; None when the wait is over first."""
     run, facts = worker.run, worker.run.facts
-    before_s = max(0.0, time.time() - facts["asked_at"])
+    before_s = asked_for_s(run)
     progress = read_progress(run, before_s)
     for waited_s in until(wait_s, pause=worker.pause):
         at_s = before_s + waited_s
@@ -4530,14 +4934,19 @@ def await_ending(worker: AnyWorker, wait_s: float, tell: Tell) -> Optional[Endin
         if is_late and not (progress.state == "ready" and progress.looks == 1):   # then one more look decides
             words = "not done after %g s" % facts["max_time_s"]
             return Ending("late", words, "give it more --max-time", said=worker.find_said())
-        if at_s >= progress.beat_s:   # hosts take silence for a hang
-            tell("run %d: %s, %d s" % (run.id, progress.state or "starting", at_s))
-            progress = progress._replace(beat_s=at_s + HEARTBEAT_S)
+        beat(run, Doing(progress.state or "starting", at_s, find_deed(worker, sight)))
     write_progress(run, progress)
     return None
 
 
-def await_run(run: Run, wait_s: float, tell: Tell, echo: Optional[Tell] = None) -> Ending:
+def unfinished(run: Run, wait_s: float) -> Ending:
+    """The ending of a wait, not of a turn."""
+    state = "it is still queued" if run.is_queued else "the worker goes on"
+    words = "the wait of %.3g s is over, %s" % (wait_s, state)
+    return Ending("running", words, own_command("wait %d" % run.id))
+
+
+def await_run(run: Run, wait_s: float, beat: Beat = no_beat, echo: Optional[Tell] = None) -> Ending:
     """The ending of a run's turn, awaited for `wait_s`; the same one for any process, any number of times."""
     end_s, number = time.monotonic() + wait_s, run.facts["turn"]
     for _ in until(wait_s, longest_s=0.05):
@@ -4546,21 +4955,67 @@ def await_run(run: Run, wait_s: float, tell: Tell, echo: Optional[Tell] = None) 
             return read_ending(of_turn(run, number))
         if not run.is_over:
             run.check_here()
-            is_starting = run.facts["state"] == "starting"
-            if is_starting and is_alive(fact_process(run.facts["caller"])):
+            if run.is_queued or not run.is_started and is_alive(fact_process(run.facts["caller"])):
                 continue
-            if is_starting or run.is_settled and not is_kept(run, run.facts["outcome"]):
+            if not run.is_started or run.is_settled and not is_kept(run, run.facts["outcome"]):
                 stop_run(run, echo)   # whoever was starting or ending its worker may have died over it
         if run.is_settled:
             return read_ending(run)
-        with hold_worker(run, echo) as worker:
-            ending = await_ending(worker, max(0.0, end_s - time.monotonic()), tell)
+        left_s = max(0.0, end_s - time.monotonic())
+        with hold_worker(run, echo, left_s + 2.0) as worker:   # no host ends us over a tmux that hangs
+            ending = await_ending(worker, left_s, beat)
             if ending:
                 return finish_turn(worker, ending)
             if not worker.run.has_changed():
                 break
-    words = "the wait of %g s is over, the worker goes on" % wait_s
-    return Ending("running", words, own_command("wait %d" % run.id))
+    return unfinished(run, wait_s)
+
+
+def collect_runs(state: str, tell: Tell) -> None:
+    """Ends what a caller that died has left: starts that got nowhere, tasks that have finished since, and
+    what a restart of the machine has ended."""
+    for run in read_runs(state, "open", tell):
+        facts, launcher = run.facts, fact_process(run.facts.get("launcher"))
+        is_to_stay = facts["keep"] and not run.is_headless and is_alive(launcher)
+        if not run.is_here or run.is_queued or is_alive(fact_process(facts["caller"])) or is_to_stay:
+            continue
+        had_ended = not run.is_started or run.is_settled
+        is_late = 0 < facts["max_time_s"] <= asked_for_s(run)
+        has_told = max(file_stamp(run.path("done.md"))[0], file_stamp(run.path("exit"))[0]) > 0
+        if not (had_ended or is_late or has_told) and is_alive(launcher):
+            continue   # still on its turn
+        try:
+            ending = await_run(run, 0.0)
+            if ending.outcome != "running" and not had_ended:
+                tell("run %d: its caller is gone; collected: %s" % (run.id, ending.outcome))
+        except Failure as failure:   # trouble with an old run is not to stop a new one
+            tell("run %d: not collected: %s" % (run.id, failure.what))
+
+
+def await_slot(run: Run, wait_s: float, means: Means) -> None:
+    """Waits until a queued run may start, and starts it, unless somebody else does. What is missing for that
+    is found before, and leaves it queued."""
+    hindrance = ""
+    for _ in until(wait_s, longest_s=2.0):
+        run.reload()
+        if not run.is_queued:
+            return
+        if not is_alive(fact_process(run.facts["caller"])):   # who queued it; now we wait in its place
+            with run.locked():
+                run.reload()
+                run.update(caller=read_process(os.getpid()))
+        request, launch = plan_again(run, means)
+        before, hindrance = hindrance, take_slot(run, was_queued=True)
+        if not hindrance:
+            with undoing_start(run):
+                launch = launch._replace(prompt=write_first_turn(run, request, launch.profile))
+                open_place(run, launch, request.place, means.base, means.echo)
+            means.tell("run %d: its turn in the queue has come" % run.id)
+            return
+        if not before:
+            means.tell("run %d: queued; %s" % (run.id, hindrance))
+        means.beat(run, Doing("queued", asked_for_s(run), hindrance))
+        collect_runs(os.path.dirname(os.path.dirname(run.folder)), means.tell)
 
 
 def handed_over(run: Run, said: str) -> str:
@@ -4586,7 +5041,8 @@ def move_on(run: Run, ending: Ending, means: Means) -> Optional[Run]:
         if not names:
             return None
         for one in read_runs(state, "runs", means.tell):   # one that was started, before its caller died, say
-            if turn.items() <= (one.facts.get("took_over") or {}).items() and one.facts.get("launcher"):
+            is_next = turn.items() <= (one.facts.get("took_over") or {}).items()
+            if is_next and (one.is_queued or one.facts.get("launcher")):
                 return one
         try:
             route = find_route(names, means.config(), means.base, echo=means.echo, limits={})
@@ -4597,9 +5053,10 @@ def move_on(run: Run, ending: Ending, means: Means) -> Optional[Run]:
             new = start_run(Request(
                 profile._replace(headless=profile.headless or run.is_headless and can_pipe),
                 handed_over(run, ending.said.text), place="session" if facts["place"] == "session" else "",
+                name=facts.get("name") or "", socket=facts.get("asked_socket") or "",
                 chain=tuple(names[names.index(profile.name) + 1:]),
                 took_over={**turn, "profile": facts["profile"], "outcome": ending.outcome},
-                **{fact: facts[fact] for fact in REQUEST_FACTS}), means.base, means.echo)
+                **{fact: facts[fact] for fact in REQUEST_FACTS if fact in facts}), means.base, means.echo)
         except (Unusable, Missing) as failure:
             means.tell("run %d: %s" % (run.id, failure.what))
             return None
@@ -4611,7 +5068,9 @@ def move_on(run: Run, ending: Ending, means: Means) -> Optional[Run]:
 def await_reset(run: Run, resets_at: float, left_s: float, means: Means) -> bool:
     """Sleeps until a limit is over and lets the run go on, unless somebody else has; False: not over yet."""
     grace_s = RESET_GRACE_S * (60 if read_turn(run).get("prompt") == GO_ON else 1)   # it did not end as said
-    beat_s, ends_at, number = 0.0, max(resets_at, time.time()) + grace_s, run.facts["turn"]
+    ends_at, number = max(resets_at, time.time()) + grace_s, run.facts["turn"]
+    until_text = "until %s" % clock_text(resets_at, time.time())
+    means.tell("run %d: limited %s: waiting" % (run.id, until_text))
     for waited_s in until(left_s, longest_s=2.0):
         if time.time() >= ends_at:
             try:
@@ -4621,9 +5080,7 @@ def await_reset(run: Run, resets_at: float, left_s: float, means: Means) -> bool
                 if run.facts["turn"] == number:   # it cannot be taken up again
                     raise
             return True
-        if waited_s >= beat_s:   # hosts take silence for a hang
-            beat_s = waited_s + HEARTBEAT_S
-            means.tell("run %d: limited until %s: waiting" % (run.id, clock_text(resets_at, time.time())))
+        means.beat(run, Doing("limited", waited_s, until_text))
     return False
 
 
@@ -4632,11 +5089,16 @@ def see_through(run: Run, wait_s: float, means: Means) -> tuple[Run, Ending]:
     end_s, moved = time.monotonic() + wait_s, run
     while moved:
         run = moved
-        ending = await_run(run, max(0.0, end_s - time.monotonic()), means.tell, means.echo)
+        if run.is_queued:
+            await_slot(run, max(0.0, end_s - time.monotonic()), means)
+        if run.is_queued:
+            return run, unfinished(run, wait_s)
+        ending = await_run(run, max(0.0, end_s - time.monotonic()), means.beat, means.echo)
+        means.beat(run, Doing(ending.outcome, asked_for_s(run)))
         if ending.outcome == "limited" and run.facts.get("wait_for_reset") and ending.resets_at:
             if not await_reset(run, ending.resets_at, max(0.0, end_s - time.monotonic()), means):
                 ends = clock_text(ending.resets_at, time.time())
-                words = "the wait of %g s is over; its limit ends %s" % (wait_s, ends)
+                words = "the wait of %.3g s is over; its limit ends %s" % (wait_s, ends)
                 return run, Ending("running", words, own_command("wait %d" % run.id))
         else:
             moved = move_on(run, ending, means) if ending.outcome in ("limited", "login") else None
@@ -4679,15 +5141,54 @@ def interrupt_run(run: Run, echo: Optional[Tell] = None) -> Ending:
     return ending
 
 
-def read_screen(run: Run, echo: Optional[Tell] = None) -> Screen:
-    """What a run's pane shows; what it showed last when the run is over."""
+def read_screen(run: Run, echo: Optional[Tell] = None, has_colours: bool = False) -> Screen:
+    """What a run's pane shows, with its colours as escapes; what it showed last when the run is over."""
     if run.is_headless:
         raise Unusable("run %d: has no screen" % run.id, own_command("log %d" % run.id))
-    if run.is_over or run.facts["state"] == "starting":
+    if run.is_over or not run.is_started:
         return Screen(read_file(run.path("screen.txt")) or "")
     run.check_here()
     with hold_worker(run, echo) as worker:
-        return worker.capture()
+        screen = worker.capture()
+        return screen._replace(text=worker.capture_colours()) if has_colours else screen
+
+
+def host_limit_s(env: dict[str, str]) -> float:
+    """How long the agent in whose shell tool we run waits for us, less what it takes to say so; infinite
+    outside of any."""
+    limits = [float("inf")]
+    for host in filter(None, (row.host for row in AGENT_ROWS)):
+        if any(env.get(sign) for sign in host.signs):
+            limit_s = (as_number(env.get(host.variable, "")) or 0) / 1000 or host.limit_s
+            limits.append(limit_s - min(10.0, 0.2 * limit_s))
+    return min(limits)
+
+
+def read_doing(run: Run, echo: Optional[Tell] = None) -> Doing:
+    """What a run is doing now, asked of its worker itself; of one whose turn has ended, how."""
+    seconds, outcome = asked_for_s(run), run.facts["outcome"]
+    if run.is_over or run.is_settled:
+        return Doing(str(outcome), run.facts.get("seconds") or 0.0)
+    if not (run.is_here and run.is_started):
+        waits = not run.is_queued or is_alive(fact_process(run.facts["caller"]))
+        state = run.facts["state"] if run.is_here else "elsewhere"
+        return Doing(state, seconds, "" if waits else "nobody waits for it")
+    try:
+        with hold_worker(run, echo) as worker:
+            sight = worker.look()
+            state = "gone" if sight.is_gone else outcome or settle_state(sight)
+            return Doing(state, seconds, find_deed(worker, sight))
+    except Failure as failure:
+        return Doing("unknown", seconds, one_line(failure.what))
+
+
+def read_doings(runs: list[Run], echo: Optional[Tell]) -> dict[int, Doing]:
+    """What each of these runs is doing, by its number; a worker that does not answer keeps nobody waiting."""
+    live = [run for run in runs if not (run.is_over or run.is_settled)]
+    looks = [functools.partial(read_doing, run, echo) for run in live]
+    found = zip(live, do_together(looks, lambda found: False, LOOKS_S))
+    told = {run.id: doing or Doing("unknown", asked_for_s(run), "does not answer") for run, doing in found}
+    return {run.id: told.get(run.id) or read_doing(run) for run in runs}
 
 
 def follow_lines(run: Run, name: str, follows: bool) -> Iterator[bytes]:
@@ -4696,7 +5197,7 @@ def follow_lines(run: Run, name: str, follows: bool) -> Iterator[bytes]:
     at = 0
     for _ in until(float("inf")):
         run.reload()
-        is_alive_yet = run.facts["state"] == "starting" or is_alive(fact_process(run.facts.get("launcher")))
+        is_alive_yet = not run.is_started or is_alive(fact_process(run.facts.get("launcher")))
         is_done = not follows or run.is_settled or run.is_over or not is_alive_yet
         size = file_stamp(run.path(name))[0]
         for end, line in read_lines(run.path(name), at, LONGEST_LINE_BYTES):
@@ -4728,26 +5229,6 @@ def named_interrupt(run: Run) -> Iterator[None]:
         raise Failure("run %d: %s" % (run.id, failure.what), fix) from failure
 
 
-def collect_runs(state: str, tell: Tell) -> None:
-    """Ends what a caller that died has left: starts that got nowhere, and tasks that have finished since."""
-    for run in read_runs(state, "open", tell):
-        facts = run.facts
-        is_to_stay = facts["keep"] and not run.is_headless
-        if not run.is_here or is_alive(fact_process(facts["caller"])) or is_to_stay:
-            continue
-        had_ended = facts["state"] == "starting" or run.is_settled
-        is_late = 0 < facts["max_time_s"] <= time.time() - facts["started_at"]
-        has_told = max(file_stamp(run.path("done.md"))[0], file_stamp(run.path("exit"))[0]) > 0
-        if not (had_ended or is_late or has_told) and is_alive(fact_process(facts["launcher"])):
-            continue   # still on its turn
-        try:
-            ending = await_run(run, 0.0, tell)
-            if ending.outcome != "running" and not had_ended:
-                tell("run %d: its caller is gone; collected: %s" % (run.id, ending.outcome))
-        except Failure as failure:   # trouble with an old run is not to stop a new one
-            tell("run %d: not collected: %s" % (run.id, failure.what))
-
-
 # =============================================================================
 # 15. Skill
 # =============================================================================
@@ -4761,17 +5242,62 @@ def collect_runs(state: str, tell: Tell) -> None:
 
 LAST_LINES = 12   # of a screen that is shown with a failure
 
+INK, PAPER = "#d4d4d4", "#1e1e1e"
+COLOURS = (*("000000 cd3131 0dbc79 e5e510 2472c8 bc3fbc 11a8cd e5e5e5 "
+             "666666 f14c4c 23d18b f5f543 3b8eea d670d6 29b8db ffffff").split(),
+           *("%02x%02x%02x" % rgb for rgb in itertools.product((0, 95, 135, 175, 215, 255), repeat=3)),
+           *("%02x" % grey * 3 for grey in range(8, 248, 10)))
+SVG_BAR = '<rect x="%d" y="%d" width="%d" height="%d" fill="%s"/>'
+SVG = ('<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="-9 -9 %d %d" fill="%s"'
+       ' font-family="DejaVu Sans Mono,Menlo,Consolas,monospace" font-size="15" shape-rendering="crispEdges"'
+       '>\n<title>%s</title>\n' + SVG_BAR)
+LOOKS = {1: ' font-weight="bold"', 2: ' opacity=".6"', 3: ' font-style="italic"'}
+XML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "\ufffe": "?", "\uffff": "?"})
+
+
+def failure_text(failure: Failure) -> str:
+    """Expected trouble for a person: what happened, and what to do."""
+    return "\n".join(filter(None, (failure.what, failure.fix and "  try: " + failure.fix)))
+
+
+def wait_command(runs: Iterable[Run], is_any: bool = False) -> str:
+    """How to wait for runs."""
+    return own_command("wait %s%s" % (" ".join(str(run.id) for run in runs), " --any" * is_any))
+
+
+def span_text(seconds: float) -> str:
+    """A time that passes, for a person: 42 s, 1:02, 2:05:00."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return "%d:%02d:%02d" % (hours, minutes, rest) if hours else "%d:%02d" % (minutes, rest) if minutes else \
+        "%d s" % rest
+
+
+def waiting_line(doings: dict[int, Doing]) -> str:
+    """What the runs that are waited for are doing, by their numbers."""
+    rows = [("run %d: %s, %s" % (id, one.state, span_text(one.seconds)), one.deed)
+            for id, one in sorted(doings.items())]
+    return " · ".join(": ".join(filter(None, row)) for row in rows)
+
+
+def watch_target(facts: dict[str, Any], is_write: bool) -> str:
+    """What tmux is to show: looking at a pane in a person's session must not move their cursor into it."""
+    return str(facts["session"] if facts["place"] == "pane" and not is_write else facts["pane"])
+
 
 def watch_command(facts: dict[str, Any], how: str = "-r ") -> str:
     """How to look at a worker, from any terminal of the same user, also inside tmux; "" to type as well."""
     if facts["place"] == HEADLESS:
         return own_command("log -f %d" % facts["id"])
-    return "tmux -S %s attach %s-t %s" % (shlex.quote(facts["socket"]), how, shlex.quote(facts["pane"]))
+    target = shlex.quote(watch_target(facts, not how))
+    return "tmux -S %s attach %s-t %s" % (shlex.quote(facts["socket"]), how, target)
 
 
 def started_line(run: Run, doing: str = "started") -> str:
     """The first line a person sees."""
-    head = "run %d: %s %s" % (run.id, run.facts["profile"], doing)
+    head = "run %d: %s %s" % (run.id, run.facts["profile"], "queued" if run.is_queued else doing)
+    if run.is_queued:
+        return head
     if run.facts["place"] == "pane":
         return "%s in pane %s, beside this one" % (head, run.facts["pane"])
     return "%s; watch: %s" % (head, watch_command(run.facts))
@@ -4785,7 +5311,7 @@ def ending_lines(run: Run, ending: Ending) -> list[str]:
         source = {"screen": "its screen"}.get(ending.source, ending.source)
         head += " after %.1f s, from %s" % (read_turn(run).get("seconds") or 0.0, source)
         if run.facts.get("took_over"):
-            names = run.facts["profile"], run.facts["took_over"]["profile"]
+            names = run.facts["profile"], run.facts["took_over"].get("profile")
             head += ", by %s, which took over from %s" % names
         return [head + ("; " + ending.what if ending.what else "") + stays]
     if ending.outcome == "ready":
@@ -4808,9 +5334,15 @@ def run_object(run: Run) -> dict[str, Any]:
     facts = run.facts
     return {"id": run.id, "folder": run.folder,
             "watch": watch_command(facts) if facts.get("launcher") else None,
-            **{key: facts.get(key) for key in ("profile", "agent", "form", "place", "workspace", "state",
-                                               "outcome", "turn", "session_id", "parent", "depth",
+            **{key: facts.get(key) for key in ("name", "profile", "agent", "form", "place", "workspace",
+                                               "state", "outcome", "turn", "session_id", "parent", "depth",
                                                "started_at", "ended_at", "exit_status", "took_over")}}
+
+
+def doing_object(run: Run, doing: Doing) -> dict[str, Any]:
+    """A run and what it is doing as --json shows them."""
+    return {**run_object(run), "doing": doing.state, "seconds": round(doing.seconds, 3),
+            "deed": doing.deed or None}
 
 
 def result_object(run: Run, ending: Ending) -> dict[str, Any]:
@@ -4847,14 +5379,33 @@ def profile_line(profile: Profile, config: Config) -> str:
     return "%s %-20s %s" % (mark, profile.name, " ".join(map(shlex.quote, (profile.command, *profile.args))))
 
 
-def run_line(run: Run, now: float, level: int = 0) -> str:
+def run_line(run: Run, doing: Doing, now: float, level: int = 0) -> str:
     """A run for a person, indented when it was started inside others."""
-    facts = run.facts
+    facts, is_live = run.facts, not (run.is_over or run.is_settled)
     minutes = max(0.0, now - facts["started_at"]) / 60
     age = "%d min" % minutes if minutes < 120 else "%d h" % (minutes / 60)
-    outcome = facts["outcome"] or facts["state"]
-    workspace = clean_text(facts["workspace"]).replace("\n", "?")
-    return "%s%4d  %-9s %-16s %8s  %s" % ("    " * level, run.id, outcome, facts["profile"], age, workspace)
+    who = "%s (%s)" % (facts["name"], facts["profile"]) if facts.get("name") else facts["profile"]
+    what = clean_text(facts["workspace"]).replace("\n", "?") + "  " * is_live + doing.deed * is_live
+    return "%s%4d  %-9s %-16s %10s  %s" % ("    " * level, run.id, doing.state, who,
+                                          span_text(doing.seconds) if is_live else age, what)
+
+
+def show_lines(run: Run, doing: Doing, turns: list[dict[str, Any]]) -> Iterator[str]:
+    """All that a person may want to know of a run."""
+    facts = run.facts
+    yield run_line(run, doing, time.time()).strip()
+    is_there = run.is_started and not run.is_over
+    pairs = [("folder", run.folder), ("watch", watch_command(facts) if is_there else ""),
+             ("session", facts["session_id"]), ("inside", facts["parent"] and "run %s" % facts["parent"]),
+             ("took over", (facts.get("took_over") or {}).get("id"))]
+    yield from ("  %-10s %s" % pair for pair in pairs if pair[1])
+    for number, turn in enumerate(turns, 1):
+        asked, said = (one_line(str(turn.get(key) or "")[:400])[:SHOWN_DEED] for key in ("prompt", "said"))
+        rows = [turn.get("outcome") or doing.state, turn.get("model"), turn.get("source")]
+        rows += ["%.1f s" % turn["seconds"]] if turn.get("seconds") else []
+        rows += ["%s %s" % pair for pair in (turn.get("tokens") or {}).items()]
+        yield "  turn %d: %s" % (number, one_line(", ".join(filter(None, rows))))
+        yield from ("    %s %s" % pair for pair in ((">", asked), ("<", said or turn.get("what"))) if pair[1])
 
 
 def usage_object(name: str, usage: Usage, now: float) -> dict[str, Any]:
@@ -4913,11 +5464,57 @@ def event_line(line: bytes) -> str:
     return "  %s  %-9s %s\n" % (when, event["event"], clean_text(rest)) if "event" in event else ""
 
 
+def svg_colour(codes: str) -> str:
+    """The colour of SGR codes such as "91", "38;5;208" and "48;2;1;2;3"."""
+    numbers = [min(int(code), 255) for code in codes.split(";")]
+    if len(numbers) == 5:
+        return "#%02x%02x%02x" % tuple(numbers[2:])
+    return "#" + COLOURS[numbers[2] if len(numbers) == 3 else numbers[0] % 10 + numbers[0] // 90 * 8]
+
+
+def cut_cells(words: str) -> Iterator[tuple[str, int]]:
+    """Parts of `words` with the cells tmux gives to them. What fonts have in one width stays together; any
+    other sign is alone and shifts none, and so are spaces, of which viewers keep but one between words."""
+    import unicodedata   # 1 ms
+    kinds = "".join(
+        "0" if before == "\u200d" or "\u1160" <= sign <= "\u11ff"
+        or unicodedata.category(sign) in ("Mn", "Me", "Cf") and sign != "\xad" else
+        "2" if unicodedata.east_asian_width(sign) in ("W", "F") else
+        " " if sign == " " else "1" if sign.isascii() or sign.isalpha() or "─" <= sign <= "▟" else "?"
+        for before, sign in zip(" " + words, words))
+    for part in re.finditer(r"[?2]0*| +|1[10]*(?: 1[10]*)*", kinds):
+        yield words[part.start():part.end()], len(part[0]) - part[0].count("0") + part[0].count("2")
+
+
+def render_svg(text: str, size: tuple[int, int], title: str) -> str:
+    """What `capture-pane -e` said of a pane of (columns, lines), as an image."""
+    bars, signs = [], []
+    for row, pieces in enumerate(styled_lines(text)):
+        x, y = 0, 17 * row   # cells of 9 x 17, a bit less than 15 px fonts have: so the lines of boxes meet
+        for style, part, cells in ((style, *cut) for style, words in pieces for cut in cut_cells(words)):
+            ink, paper = (svg_colour(style[slot]) if slot in style else "" for slot in (38, 48))
+            ink, paper = (paper or PAPER, ink or INK) if 7 in style else (ink or INK, paper)
+            drawn = (paper, 0, 17), (4 in style and ink, 15, 1), (9 in style and ink, 8, 1)
+            bars += [SVG_BAR % (x, y + down, 9 * cells, high, fill) for fill, down, high in drawn if fill]
+            if part.strip() and 8 not in style:
+                looks = "".join(look for slot, look in LOOKS.items() if slot in style)
+                looks += ' fill="%s"' % ink if ink != INK else ""
+                signs.append('<text x="%d" y="%d" textLength="%d"%s>%s</text>'
+                             % (x, y + 13, 9 * cells, looks, part.translate(XML)))
+            x += 9 * cells
+    size = 9 * size[0] + 18, 17 * size[1] + 18
+    head = SVG % (*size, *size, INK, one_line(title).translate(XML), -9, -9, *size, PAPER)
+    return "\n".join((head, *bars, *signs, "</svg>\n"))
+
+
 # =============================================================================
 # 17. Command line
 # =============================================================================
 # Verbs, parser, main. The only room that prints or exits.
 
+HEARTBEAT_S = 60.0                     # a host that watches for silence waits longer
+LIVE_S = 0.25
+LISTED = 50                            # runs that are shown of those that are over
 PIPE_PATIENCE_S = 5.0                  # a pipe that neither sends nor closes for so long is not going to
 LARGEST_PROMPT_BYTES = 16 << 20
 SCRATCH = "/tmp/selftalk"              # where talks work
@@ -4958,13 +5555,53 @@ def emit(result: object, end: str = "\n") -> int:
     return 0
 
 
-def say(line: str) -> None:
-    """Talk: to stderr. When nobody listens any more, the run matters more than its talk."""
+def has_live_line() -> bool:
+    """Whether stderr is a terminal on which a line can be drawn again and again."""
+    with contextlib.suppress(OSError):   # it is none; behind `&` a person types into that line
+        return os.tcgetpgrp(2) == os.getpgrp() and (os.environ.get("TERM") or "dumb") != "dumb"
+    return False
+
+
+def write_talk(text: str) -> None:
+    """Writes to stderr. When nobody listens any more, the run matters more than its talk."""
     try:
-        for part in line.split("\n"):
-            print(part if part.startswith("  ") else "selftalk: " + part, file=sys.stderr, flush=True)
+        sys.stderr.write(text)
+        sys.stderr.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def clear_live_line() -> None:
+    """Takes away what may stand in the line of a terminal."""
+    write_talk("\r\x1b[K" * has_live_line())
+
+
+def say(line: str) -> None:
+    """Talk: to stderr."""
+    clear_live_line()
+    for part in line.split("\n"):
+        write_talk((part if part.startswith("  ") else "selftalk: " + part) + "\n")
+
+
+class Watch:
+    """What a person sees of the runs that are waited for: on a terminal one live line, else one a minute."""
+
+    def __init__(self, tell: Tell) -> None:
+        self.tell, self.doings, self.is_over = tell, {}, False
+        self.drawn_s = self.told_s = time.monotonic()
+
+    def beat(self, run: Run, doing: Doing) -> None:
+        """Notes what a run is doing, and shows all of them when that is due."""
+        self.doings[run.id], now = doing, time.monotonic()
+        if self.is_over:
+            return
+        line = waiting_line(dict(self.doings))   # another thread may add to it
+        if self.tell is say and now - self.drawn_s >= LIVE_S and has_live_line():
+            self.drawn_s = self.told_s = now   # a terminal that does not wrap cuts it by itself
+            write_talk("\r\x1b[K\x1b[?7lselftalk: %s\x1b[?7h\r" % line)
+        elif now - self.told_s >= HEARTBEAT_S:
+            self.told_s = now
+            self.tell(line)
 
 
 def show(args: "argparse.Namespace", describe: Callable[[], object], lines: Iterable[str]) -> int:
@@ -5017,12 +5654,12 @@ def find_prompt(args: "argparse.Namespace") -> str:
     return text
 
 
-def load_config(args: "argparse.Namespace") -> Config:
+def load_config(named: str) -> Config:
     """The config that was named, or the user's, or what is built in."""
     home = os.environ.get("XDG_CONFIG_HOME", "")
     home = home if os.path.isabs(home) else os.path.expanduser("~/.config")   # as the XDG specification says
-    path = args.config or os.path.join(home, "selftalk", "config.yaml")
-    if not args.config and not os.path.lexists(path):
+    path = named or os.path.join(home, "selftalk", "config.yaml")
+    if not named and not os.path.lexists(path):
         return built_in_config()
     with using_file(path, "read", "check --config"), open(path, "rb") as file:
         data = file.read()
@@ -5035,20 +5672,113 @@ def load_config(args: "argparse.Namespace") -> Config:
         raise Unusable("%s: %s" % (path, error.what), error.fix) from error
 
 
-def show_ending(args: "argparse.Namespace", run: Run, ending: Ending) -> int:
-    """Prints how a wait ended; the exit code."""
-    show(args, lambda: result_object(run, ending), filter(None, [ending.answer]))
+def tell_ending(args: "argparse.Namespace", run: Run, ending: Ending) -> int:
+    """Tells how a wait ended; the exit code."""
     for line in ending_lines(run, ending):
         args.tell(line)
     return OUTCOMES[ending.outcome][0]
 
 
+def show_ending(args: "argparse.Namespace", run: Run, ending: Ending) -> int:
+    """Prints how a wait ended; the exit code."""
+    if args.tell is say:
+        clear_live_line()
+    show(args, lambda: result_object(run, ending), filter(None, [ending.answer]))
+    return tell_ending(args, run, ending)
+
+
+def find_wait_s(args: "argparse.Namespace") -> float:
+    """How long to wait: as asked, else so long that the host that runs us does not end us."""
+    if args.wait is not None:
+        return args.wait
+    return max(0.0, host_limit_s(args.means.base) - (time.monotonic() - args.began_s))
+
+
+def await_one(args: "argparse.Namespace", run: Run) -> tuple[Run, Ending]:
+    """Waits for a run with the config it was asked with: who ended, and how."""
+    config = args.config or run.facts.get("config", "")
+    with named_interrupt(run):
+        return see_through(run, find_wait_s(args), args.means._replace(config=lambda: load_config(config)))
+
+
 def show_answer(args: "argparse.Namespace", *lines: str) -> int:
     """Tells `lines`, waits until the turn of the run has ended, and prints how; the exit code."""
-    with named_interrupt(args.run):
-        for line in lines:
-            args.tell(line)
-        return show_ending(args, *see_through(args.run, args.wait, args.means))
+    for line in lines:
+        args.tell(line)
+    return show_ending(args, *await_one(args, args.run))
+
+
+def show_pair(args: "argparse.Namespace", is_many: bool, run: Run, result: Any) -> int:
+    """Prints how the wait for one of several runs ended; its exit code."""
+    if isinstance(result, Failure):
+        args.tell(failure_text(result))
+        return result.code
+    run, ending = result
+    if ending.answer and not args.json:
+        emit("==> run %d, %s <==" % (run.id, run.facts["profile"])) if is_many else None
+        emit(ending.answer)
+    return tell_ending(args, run, ending)
+
+
+def show_answers(args: "argparse.Namespace", runs: list[Run]) -> int:
+    """Waits for several runs, or with --any for the first of them, and prints how they ended; the exit code:
+    that of a wait that was over too early, else the first that is not 0."""
+    def has_ended(result: Any) -> bool:
+        return isinstance(result, tuple) and result[1].outcome != "running"
+
+    try:
+        results = do_together([functools.partial(await_one, args, run) for run in runs],
+                              lambda results: args.any and any(map(has_ended, results)))
+    except KeyboardInterrupt as error:
+        raise Interrupted("interrupted; the workers go on", wait_command(runs)) from error
+    finally:
+        args.watch.is_over = True   # some may still be waited for
+    pairs = list(zip(runs, results))
+    if args.any:
+        pairs = [pair for pair in pairs if has_ended(pair[1])][:1] or pairs
+    if args.tell is say:
+        clear_live_line()
+    rows = [{"id": run.id, **failure_object(one)} if isinstance(one, Failure) else result_object(*one)
+            for run, one in pairs if one]
+    if args.json:
+        emit(rows[0] if args.any else rows)
+    codes = [show_pair(args, len(pairs) > 1, *pair) for pair in pairs if pair[1]]
+    left = [run for run, one in zip(runs, results) if not (has_ended(one) or isinstance(one, Failure))]
+    if left:
+        args.tell("  try: %s" % wait_command(left, args.any))
+    is_early = left and not (args.any and any(map(has_ended, results)))
+    return OUTCOMES["running"][0] if is_early else next(filter(None, codes), 0)
+
+
+def leave_run(args: "argparse.Namespace", *lines: str) -> int:
+    """Lets a process of its own wait for a run, and prints the run's number: no prompt stays untyped and no
+    question of a first run unanswered. Nothing depends on that process."""
+    run, wait = args.run, ("wait", str(args.run.id), "--quiet", "--wait", "999999h")
+    pid = start_detached((sys.executable, os.path.abspath(__file__), *wait), args.means.base)
+    with run.locked():
+        run.reload()
+        run.update(caller=read_process(pid))
+    for line in lines:
+        args.tell(line)
+    args.tell("  try: %s" % wait_command([run]))
+    return show(args, lambda: run_object(run), [str(run.id)])
+
+
+def cmd_wait(args: "argparse.Namespace") -> int:
+    """Waits for runs: those that are named, or all that have a turn to end."""
+    if args.ids:
+        runs = list({run.id: run for run in (find_run(args.state, word) for word in args.ids)}.values())
+    else:
+        own = find_askers(os.environ.get(RUN_VARIABLE, ""))
+        runs = [run for run in read_runs(args.state, "open", args.tell)
+                if not run.is_settled and run.is_here and run.folder not in own]
+    if len(args.ids) == 1:
+        args.run = runs[0]
+        return show_answer(args)
+    if not runs:
+        args.tell("no run is going on")
+        return show(args, lambda: None if args.any else [], ())
+    return show_answers(args, runs)
 
 
 def choose_chain(args: "argparse.Namespace", config: Config) -> tuple[str, ...]:
@@ -5065,7 +5795,7 @@ def choose_chain(args: "argparse.Namespace", config: Config) -> tuple[str, ...]:
 
 def cmd_run(args: "argparse.Namespace") -> int:
     """Starts a worker on a task, or a talk, and waits for its answer."""
-    config, base = load_config(args), args.means.base
+    config, base = load_config(args.config), args.means.base
     args.is_talk = bool(args.talk) or args.smart_route and not (args.profile or args.verb_given)
     if (args.dry_run or args.fresh or args.threshold) and not args.smart_route:
         raise Unusable("--dry-run, --fresh and --threshold belong to -e", "add -e")
@@ -5082,28 +5812,31 @@ def cmd_run(args: "argparse.Namespace") -> int:
         chain = chain[chain.index(route.profile.name):]
     form, place = ("talk", args.place or "session") if args.is_talk else ("task", args.place)
     keep, profile = args.keep or args.is_talk and not args.once, find_target(config, chain[0])
-    if args.headless and args.place:
-        raise Unusable("--headless with --%s" % args.place, "leave one of them out")
-    if args.place and profile.agent.pipe and profile.agent.pipe.wrap:
-        raise Unusable("--%s: profile `%s` has nothing to show in a terminal" % (args.place, profile.name),
-                       "leave it out")
-    profile = profile._replace(headless=args.headless or profile.headless and not args.place)
+    if len(list(filter(None, (args.headless, args.place, args.socket)))) > 1:
+        raise Unusable("more than one place: --headless, --pane, --session, --socket", "keep one of them")
+    wants_pane = args.place or args.socket
+    if wants_pane and profile.agent.pipe and profile.agent.pipe.wrap:
+        raise Unusable("--%s: profile `%s` has nothing to show in a terminal"
+                       % (args.place or "socket", profile.name), "leave it out")
+    profile = profile._replace(headless=args.headless or profile.headless and not wants_pane)
     if profile.headless and not prompt:
         raise Unusable("no prompt, and a headless agent cannot only be started", "say what is to be done")
     request = Request(profile, prompt, workspace, form, tuple(args.arg), place, keep,
                       args.max_time, args.stall, config.max_depth, chain[1:],
-                      wait_for_reset=args.wait_for_reset,
+                      wait_for_reset=args.wait_for_reset, name=args.name or "",
+                      socket=os.path.abspath(args.socket) if "/" in args.socket else args.socket,
+                      max_parallel=args.max_parallel or config.max_parallel,
                       config=os.path.abspath(args.config) if args.config else "")
     args.run = start_run(request, base, args.echo)
-    is_moved = args.place == "pane" and args.run.facts["place"] != "pane"
+    is_moved = args.place == "pane" and args.run.facts["place"] not in ("pane", None)
     lines = ["run %d: no room for a pane here: it is in a session" % args.run.id] * is_moved
-    return show_answer(args, started_line(args.run), *lines)
+    return (leave_run if args.detach else show_answer)(args, started_line(args.run), *lines)
 
 
 def cmd_send(args: "argparse.Namespace") -> int:
     """Gives a run its next prompt and waits for the answer."""
     send_prompt(args.run, find_prompt(args), args.means, max_time_s=args.max_time, stall_s=args.stall)
-    return show_answer(args, started_line(args.run, "asked"))
+    return (leave_run if args.detach else show_answer)(args, started_line(args.run, "asked"))
 
 
 def cmd_answer(args: "argparse.Namespace") -> int:
@@ -5126,7 +5859,7 @@ def cmd_result(args: "argparse.Namespace") -> int:
     if not 0 < number <= run.facts["turn"]:
         raise Unusable("run %d: has no turn %d" % (run.id, number), "it has %d" % run.facts["turn"])
     if number == run.facts["turn"] and not run.is_settled:
-        return show_ending(args, run, await_run(run, 0.0, args.tell, args.echo))
+        return show_ending(args, run, await_run(run, 0.0, echo=args.echo))
     return show_ending(args, run, read_ending(of_turn(run, number)))
 
 
@@ -5146,8 +5879,10 @@ def cmd_log(args: "argparse.Namespace") -> int:
 
 def cmd_explain(args: "argparse.Namespace") -> int:
     """Says what a screen means, and by which rule."""
-    if as_number(args.screen) is not None or args.screen == "last":
+    run = None
+    with contextlib.suppress(Unusable):
         run = find_run(args.state, args.screen)
+    if run:
         screen, name = read_screen(run, args.echo), run.facts["agent"]
     else:
         text, info = (read_file(path) for path in (args.screen, os.path.splitext(args.screen)[0] + ".info"))
@@ -5166,7 +5901,7 @@ def cmd_explain(args: "argparse.Namespace") -> int:
 
 def cmd_usage(args: "argparse.Namespace") -> int:
     """Shows what is left of each agent's account."""
-    config, rows = load_config(args), []
+    config, rows = load_config(args.config), []
     for name in args.agents or built_in_config().profiles:
         try:
             profile = find_target(config, name)
@@ -5198,16 +5933,86 @@ def cmd_stop(args: "argparse.Namespace") -> int:
 
 
 def cmd_list(args: "argparse.Namespace") -> int:
-    """Shows the runs."""
-    runs = read_runs(args.state, "runs", args.tell)
+    """Shows the runs: those that are not over, and the newest of the others."""
+    runs = read_runs(args.state, "runs", args.tell, sys.maxsize if args.all else LISTED)
+    count = len(list_numbers(os.path.join(args.state, "runs"))) - max(LISTED, len(runs))
+    if count > 0 and not args.all:
+        args.tell("%d older runs are not shown: --all shows them" % count)
+    doings = read_doings(runs, args.echo)
     rows = order_tree(runs) if args.tree else [(0, run) for run in runs]
-    return show(args, lambda: [run_object(run) for run in runs],
-                (run_line(run, time.time(), level) for level, run in rows))
+    return show(args, lambda: [doing_object(run, doings[run.id]) for run in runs],
+                (run_line(run, doings[run.id], time.time(), level) for level, run in rows))
+
+
+def cmd_show(args: "argparse.Namespace") -> int:
+    """Shows all that is known of a run."""
+    run, doing = args.run, read_doing(args.run, args.echo)
+    turns = [read_turn(of_turn(run, number)) for number in range(1, run.facts["turn"] + 1)]
+    return show(args, lambda: {**doing_object(run, doing), "turns": turns},
+                map(clean_text, show_lines(run, doing, turns)))
+
+
+def cmd_screen(args: "argparse.Namespace") -> int:
+    """Shows what an agent's terminal shows, or showed last."""
+    screen = read_screen(args.run, args.echo, bool(args.look))
+    text = {None: clean_text, "ansi": clean_ansi}.get(args.look, clean_ansi)(screen.text)
+    if args.look == "svg":
+        text = render_svg(text, PANE_SIZE, "run %d: %s" % (args.run.id, args.run.facts["profile"]))
+    return show(args, lambda: {"id": args.run.id, "screen": text, "title": clean_text(screen.title)},
+                [text.rstrip("\n")])
+
+
+def cmd_attach(args: "argparse.Namespace") -> int:
+    """Shows an agent's terminal in this one, until the person detaches."""
+    run, facts = args.run, args.run.facts
+    if run.is_headless:
+        args.follow = True
+        return cmd_log(args)
+    if run.is_over or not run.is_started:
+        raise Unusable("run %d: has no terminal now" % run.id, own_command("show %d" % run.id))
+    run.check_here()
+    if not (os.isatty(0) and os.isatty(1) and has_live_line()):
+        raise Unusable("attach: needs a terminal that tmux can draw on", watch_command(facts))
+    is_inside = os.environ.get("TMUX", "").split(",")[0] == facts["socket"]
+    if is_inside and not args.write:   # the same client can only be wholly read-only
+        raise Unusable("run %d: is in pane %s of this tmux" % (run.id, facts["pane"]),
+                       "look there, or add --write to go there")
+    words = ("switch-client",) if is_inside else ("attach-session", *["-r"] * (not args.write))
+    env = dict(os.environ)
+    keys = "the keys you leave your tmux with" if facts.get("is_shared") else \
+        "C-b d" + ", C-b twice inside another tmux" * ("TMUX" in env)
+    args.tell("run %d: leave with %s" % (run.id, keys))
+    if not is_inside:
+        env.pop("TMUX", "")   # or tmux would refuse it
+    argv = ("tmux", "-u", "-S", facts["socket"], *words, "-t", watch_target(facts, args.write))
+    return become(argv, env) or 0
+
+
+def prune_state(args: "argparse.Namespace") -> Iterator[dict[str, str]]:
+    """What is removed of a state folder, one after the other."""
+    rests = ((os.path.join(args.state, name), "what was left of %s" % name)   # by a prune that was cut off
+             for name in list_names(args.state) if re.fullmatch(r"removed-\d+", name))
+    sockets = ((path, "a socket of tmux, without a server") for path in find_dead_sockets(args.means.base))
+    for remove, found in ((remove_folder, rests), (functools.partial(remove_leftover, args.state),
+                          find_leftovers(args.state, args.older, args.tell)), (remove_file, sockets)):
+        for path, what in found:
+            try:
+                remove(path) if not args.dry_run else None
+                yield {"path": path, "what": what}
+            except Failure as failure:
+                args.tell(failure_text(failure))
+
+
+def cmd_prune(args: "argparse.Namespace") -> int:
+    """Removes old runs, and what is left of those whose folder is gone."""
+    words, rows = "would be removed" if args.dry_run else "removed", prune_state(args)
+    with hold_lock(os.path.join(args.state, "prune")) if read_stat(args.state) else contextlib.nullcontext():
+        return show(args, lambda: list(rows), ("%s: %s" % (words, row["what"]) for row in rows))
 
 
 def cmd_profiles(args: "argparse.Namespace") -> int:
     """Shows the profiles."""
-    config = load_config(args)
+    config = load_config(args.config)
     profiles = config.profiles.values()
     return show(args, lambda: [profile_object(one, config, resolve_workspace("")) for one in profiles],
                 (profile_line(one, config) for one in profiles))
@@ -5222,7 +6027,7 @@ def cmd_demo(args: "argparse.Namespace") -> int:
         run = start_run(request, dict(os.environ, XDG_STATE_HOME=folder), args.echo)
         say(started_line(run))
         try:
-            ending = await_run(run, 60.0, say, args.echo)
+            ending = await_run(run, 60.0, args.means.beat, args.echo)
         finally:
             stop_run(run)
         say("what happened, from %s:" % run.path("events.jsonl"))
@@ -5232,13 +6037,35 @@ def cmd_demo(args: "argparse.Namespace") -> int:
 
 
 def parse_seconds(text: str) -> float:
-    """Seconds above 0, for argparse: as 90, 90s, 5m or 2h."""
+    """Seconds above 0, for argparse: as 90, 90s, 5m, 2h or 7d."""
     import argparse
-    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?|\.[0-9]{1,9})([smh]?)", text)
-    number = float(found.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600}[found.group(2)] if found else 0.0
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?|\.[0-9]{1,9})([smhd]?)", text)
+    units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+    number = float(found.group(1)) * units[found.group(2)] if found else 0.0
     if number <= 0:
-        raise argparse.ArgumentTypeError("`%s` is no time: write 90, 5m or 2h" % text)
+        raise argparse.ArgumentTypeError("`%s` is no time: write 90, 5m, 2h or 7d" % text)
     return number
+
+
+def parse_age(text: str) -> float:
+    """Seconds, for argparse: as parse_seconds takes them, or 0."""
+    return 0.0 if text == "0" else parse_seconds(text)
+
+
+def parse_name(text: str) -> str:
+    """A name for a run, for argparse: one that is no number."""
+    import argparse
+    if not RUN_NAME.match(text):
+        raise argparse.ArgumentTypeError("`%s` is no name: a letter, then letters, digits, . _ -" % text)
+    return text
+
+
+def parse_count(text: str) -> int:
+    """A number above 0, for argparse."""
+    import argparse
+    if not as_number(text):
+        raise argparse.ArgumentTypeError("`%s` is no number above 0" % text)
+    return as_number(text) or 0
 
 
 def parse_limit(text: str) -> tuple[str, float]:
@@ -5261,7 +6088,8 @@ COMMON = (   # of all verbs
 )
 CONFIG = (Arg("--config", "PATH", "a config instead of ~/.config/selftalk/config.yaml"),)
 WAIT = (Arg("--wait", "S", "wait so long, then exit with 75",
-            dict(type=parse_seconds, default=float("inf"))),)
+            dict(type=parse_seconds, default=None)),)
+DETACH = (Arg("--detach", "", "start it, print its number, and wait for nothing"),)
 PROMPT = (
     Arg("words",            "PROMPT", "the prompt; else -f FILE or stdin", dict(nargs="*")),
     Arg("-f --prompt-file", "FILE",   "read the prompt from a file"),
@@ -5285,35 +6113,51 @@ TASK = PROMPT + tuple(
     Arg("-H --headless",    "",     "without a terminal"),
     Arg("--pane",    "", "in a pane beside this one", dict(dest="place", action="store_const", const="pane")),
     Arg("--session", "", "in a detached session", dict(dest="place", action="store_const", const="session")),
+    Arg("--socket",         "NAME", "in a session on this tmux server, as default", dict(default="")),
     Arg("--keep",           "",     "leave the worker alive when it is done"),
     Arg("--arg",            "ARG",  "one more argument for the agent", dict(action="append", default=[])),
+    Arg("--name",           "NAME", "what to call the run", dict(type=parse_name)),
+    Arg("--max-parallel",   "N",    "queue it while so many are at work", dict(type=parse_count, default=0)),
 )
 USAGE = (Arg("agents", "AGENT", "an agent or profile; else all that are installed", dict(nargs="*")),
          Arg("--fresh", "", "read it anew, however new it is"))
-ID = (Arg("id", "ID", "a run's number, or last"),)
+ID = (Arg("id", "ID", "a run's number, its name, or last"),)
+IDS, SOME = ((Arg("ids", "ID", "runs' numbers, names, or last", dict(nargs=most)),) for most in "*+")
+LIST = (Arg("--all", "", "also the older ones"), Arg("--tree", "", "each below the run that started it"))
+VIEW = (Arg("--ansi", "", "with its colours", dict(dest="look", action="store_const", const="ansi")),
+        Arg("--svg", "", "as a picture", dict(dest="look", action="store_const", const="svg")))
+ATTACH = (Arg("id", "ID", "a run's number, its name, or last", dict(nargs="?")),
+          Arg("--write", "", "and type into it"))
+PRUNE = (Arg("--older", "AGE", "what has been over for so long: 7d", dict(type=parse_age, default=604800.0)),
+         Arg("--dry-run", "", "only say what would be removed"))
 TURN = (Arg("--turn", "N", "not its latest turn but this one", dict(type=int, default=0)),)
 FOLLOW = (Arg("-f --follow", "", "go on until its turn is over"),)
 CHOICE = (Arg("choice", "CHOICE", "a label, its beginning, or 1"),)
 SCREEN = (Arg("screen", "ID|FILE", "a run, or a recorded screen"),
           Arg("--agent", "NAME", "whose screen a FILE is", dict(default="")))
 COMMANDS = {   # verb -> (its deed, what --help says, its arguments less those that all verbs have)
-    "run":       (cmd_run,       "hand a task to an agent and print its answer", TASK + CONFIG + WAIT),
-    "wait":      (show_answer,   "go on waiting for a run", ID + WAIT),
+    "run":       (cmd_run,       "hand a task to an agent and print its answer",
+                  TASK + CONFIG + WAIT + DETACH),
+    "wait":      (cmd_wait,      "go on waiting for runs: for those that are named, or all",
+                  IDS + WAIT + (Arg("--any", "", "only for the first one that ends"),) + CONFIG),
     "send":      (cmd_send,      "give a run its next prompt, also one that was stopped",
-                  ID + PROMPT + CONFIG + WAIT),
+                  ID + PROMPT + CONFIG + WAIT + DETACH),
     "answer":    (cmd_answer,    "answer an agent's question with one of its options", ID + CHOICE + WAIT),
     "interrupt": (cmd_interrupt, "end the turn of a run; the agent of a talk stays", ID),
     "result":    (cmd_result,    "show how a turn has ended", ID + TURN),
     "log":       (cmd_log,       "show what an agent tells of its work", ID + FOLLOW),
     "explain":   (cmd_explain,   "say what a screen means, and by which rule", SCREEN),
     "usage":     (cmd_usage,     "show how much quota is left", USAGE + CONFIG),
-    "stop":      (cmd_stop,      "end runs", (Arg("ids", "ID", "runs' numbers, or last", dict(nargs="+")),)),
-    "list":      (cmd_list,      "show the runs", (Arg("--tree", "", "each below the run that started it"),)),
+    "stop":      (cmd_stop,      "end runs", SOME),
+    "list":      (cmd_list,      "show the runs", LIST),
+    "show":      (cmd_show,      "show all that is known of a run", ID),
+    "screen":    (cmd_screen,    "show what an agent's terminal shows", ID + VIEW),
+    "attach":    (cmd_attach,    "watch an agent in this terminal", ATTACH),
+    "prune":     (cmd_prune,     "remove old runs, and what is left of lost ones", PRUNE),
     "profiles":  (cmd_profiles,  "show the profiles", CONFIG),
     "demo":      (cmd_demo,      "see the whole cycle with a built-in worker, no account needed", ()),
 }
-COMING_VERBS = ("show", "screen", "attach", "prune", "doctor", "install-skill",
-                "skill", "monitor", "trust", "diff", "merge")
+COMING_VERBS = ("doctor", "install-skill", "skill", "monitor", "trust", "diff", "merge")
 
 HELP = """selftalk %s: hand a prompt to another coding agent and get its answer back.
 
@@ -5351,7 +6195,7 @@ def make_parser(name: str) -> "argparse.ArgumentParser":
     parser = argparse.ArgumentParser(prog="selftalk.py " + name, description=told, allow_abbrev=False,
                                      add_help=False, usage="%%(prog)s [options] %s" % operands)
     parser.error = refuse_arguments
-    parser.set_defaults(config="", is_talk=False)
+    parser.set_defaults(config="", is_talk=False, wait=None, detach=False)
     for arg in rows + COMMON:
         kind = {"metavar": arg.takes} if arg.takes else {"action": "store_true"}
         parser.add_argument(*arg.names.split(), **{**kind, "help": arg.help, **arg.more})
@@ -5381,7 +6225,7 @@ def cmd_acp(folder: str, argv: list[str]) -> int:
     return 0
 
 
-def dispatch(words: list[str]) -> int:
+def dispatch(words: list[str], began_s: float) -> int:
     """Does what the command line says; the exit code. Without a verb it is a task."""
     if words[:1] == ["acp-turn"] and words[2:3] == ["--"]:
         return cmd_acp(words[1], words[3:])
@@ -5403,7 +6247,9 @@ def dispatch(words: list[str]) -> int:
         return emit(parser.format_help().rstrip("\n"))
     args = parser.parse_intermixed_args(words[1:] if has_verb else words)
     args.verb_given = has_verb
-    args.means = Means(lambda: load_config(args), dict(os.environ), args.tell, args.echo)
+    args.began_s, args.watch = began_s, Watch(args.tell)
+    args.means = Means(lambda: load_config(args.config), dict(os.environ), args.tell, args.echo,
+                       args.watch.beat)
     if literal_words:
         args.words = getattr(args, "words", []) + literal_words
     if name != "demo":   # which has a state folder of its own
@@ -5425,12 +6271,12 @@ def main(words: list[str]) -> int:
             setattr(sys, name, open(os.devnull, "w"))
         getattr(sys, name).reconfigure(encoding="utf-8", errors="replace")
     try:
-        return dispatch(words)
+        return dispatch(words, time.monotonic())
     except (Failure, KeyboardInterrupt) as error:
         failure = error if isinstance(error, Failure) else Interrupted("interrupted")
     as_json = "--json" in itertools.takewhile(lambda word: word != "--", words)
     trouble = attempt(lambda: emit(failure_object(failure))) if as_json else ""
-    for line in filter(None, (trouble, failure.what, failure.fix and "  try: " + failure.fix)):
+    for line in filter(None, (trouble, failure_text(failure))):
         say(line)
     return failure.code
 

@@ -135,6 +135,34 @@ def measure_many(bench):
     print("20 runs at once                         %d of 20 right, in %.1f s" % (right, time.monotonic() - started))
 
 
+def measure_outliving(bench):
+    """What each of 50 waiters costs while its worker works, and what it costs to look at 1,000 runs."""
+    wait_s = 30
+    _, start_ms, _, _ = bench.run(bench.selftalk(), 0)
+    env = dict(bench.env, BUSY_S=str(wait_s))
+    waiters = [subprocess.Popen(bench.selftalk(), env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+               for _ in range(50)]
+    time.sleep(wait_s / 2)   # all of them are at work
+    listed_s = bench.run([PYTHON, PROGRAM, "list"], 0)[0]
+    right, costs = 0, []
+    for waiter in waiters:
+        right += waiter.stdout.read() == b"done\n"
+        _, _, used = os.wait4(waiter.pid, 0)
+        costs.append(1000 * (used.ru_utime + used.ru_stime) - start_ms)
+    print("50 runs at once, %d s of work           %d of 50 right · a waiter takes %.2f %% of a core (the worst %.2f %%) · list %.2f s meanwhile"
+          % (wait_s, right, statistics.median(costs) / wait_s / 10, max(costs) / wait_s / 10, listed_s))
+    runs = os.path.join(bench.folder, "selftalk", "runs")
+    last = max(map(int, os.listdir(runs)))
+    facts = json.load(open(os.path.join(runs, str(last), "run.json")))
+    for number in range(last + 1, 1001):
+        shutil.copytree(os.path.join(runs, str(last)), os.path.join(runs, str(number)))
+        bench.write(os.path.join(runs, str(number), "run.json"), json.dumps(dict(facts, id=number), indent=1))
+    base = [PYTHON, PROGRAM]
+    seconds = [[bench.run([*base, *words], 0)[0] for words in (["--version"], ["list"], ["list", "--all"], ["wait", "last"])] for _ in range(ROUNDS)]
+    print("1,000 runs in the folder                --version %.2f s · list %.2f s · list --all %.2f s · wait for the last %.2f s"
+          % tuple(map(statistics.median, zip(*seconds))))
+
+
 TALKER_START_S = 0.3     # from its start to its first screen, which waits for a prompt
 
 
@@ -308,6 +336,7 @@ def main():
         compare_overhead(bench)
         measure_wait(bench)
         measure_many(bench)
+        measure_outliving(bench)
         measure_talk(bench)
         measure_headless(bench)
         measure_quota(bench)

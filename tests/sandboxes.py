@@ -12,6 +12,14 @@ FAKE_AGENT = ROOT / "tests" / "fake_agent.py"
 sys.path.insert(0, str(ROOT))
 
 
+def run_facts(**more):
+    """What run.json has to hold, of a run of the scripted agent."""
+    import selftalk
+    return {"profile": "p", "agent": "demo", "started_at": 1.0, "caller": None, "workspace": "/", "keep": False, "max_time_s": 0.0,
+            "stall_s": 600.0, "tmux": [3, 3], "machine": selftalk.name_machine(), "record_home": "", "form": "task", "turn": 1,
+            "asked_at": 1.0, "session_id": "", "extra_args": [], "depth": 1, **more}
+
+
 class Sandbox:
     """A fresh home with its own state, config, temporary folder and tmux sockets."""
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 import selftalk
-from sandboxes import PROGRAM, ROOT, until_true
+from sandboxes import PROGRAM, ROOT, run_facts, until_true
 
 FAKE = ROOT / "tests" / "fake_acp.py"
 
@@ -21,8 +21,7 @@ class Client:
     def __init__(self, sandbox, steps, traits="", prompt=b"do it", session="", permissions="allow", command=None):
         self.folder, self.sandbox = sandbox.folder / "runs" / "7", sandbox
         self.folder.mkdir(parents=True)
-        facts = dict({name: None for name in selftalk.START_FACTS}, format=selftalk.RUN_FORMAT, id=7, state="starting",
-                     agent="demo", turn=1, session_id=session, permissions=permissions)
+        facts = run_facts(format=selftalk.RUN_FORMAT, id=7, state="starting", outcome=None, session_id=session, permissions=permissions)
         (self.folder / "run.json").write_text(json.dumps(facts))
         (self.folder / "prompt.md").write_bytes(prompt)
         env = dict(sandbox.env, FAKE_STEPS=steps, FAKE_TRAITS=traits, FAKE_HEARD=str(self.folder / "heard"),

@@ -14,7 +14,7 @@ import sys
 import pytest
 
 import selftalk
-from sandboxes import PROGRAM, ROOT, until_true
+from sandboxes import PROGRAM, ROOT, run_facts, until_true
 
 
 def nothing_started(box):
@@ -455,10 +455,7 @@ def test_silence_is_counted_across_waits(sandbox):
 
 
 def test_a_wait_that_ends_before_the_start_is_a_wait_that_is_over(sandbox):
-    folder = pathlib.Path(selftalk.new_run(str(sandbox.state), {
-        "profile": "p", "agent": "demo", "started_at": 1.0, "workspace": "/", "keep": False, "depth": 1, "parent": None, "form": "task",
-        "max_time_s": 0.0, "stall_s": 600.0, "tmux": [3, 3], "record_home": "", "turn": 1, "asked_at": 1.0, "session_id": "", "extra_args": [], "machine": selftalk.name_machine(),
-        "caller": selftalk.read_process(os.getpid())}).folder)
+    folder = pathlib.Path(selftalk.new_run(str(sandbox.state), run_facts(caller=selftalk.read_process(os.getpid()))).folder)
     assert sandbox.run("wait", "1", "--wait", "0.1")[0] == 75
     selftalk.remove_folder(str(folder))
 
@@ -505,7 +502,7 @@ def test_without_runs_the_list_is_empty(sandbox):
     assert sandbox.run("list") == (0, "", "") and sandbox.run_json("list") == (0, [])
 
 
-RESULT_KEYS = {"id", "folder", "watch", "profile", "agent", "form", "place", "workspace", "state", "outcome", "turn", "session_id", "parent", "depth",
+RESULT_KEYS = {"id", "folder", "watch", "name", "profile", "agent", "form", "place", "workspace", "state", "outcome", "turn", "session_id", "parent", "depth",
                "started_at", "ended_at", "exit_status", "answer", "source", "what", "fix", "model", "tokens", "options", "seconds", "took_over", "resets_at",
                "cost_usd", "denied"}
 

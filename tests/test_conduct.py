@@ -36,6 +36,15 @@ def told(state, text="", shown_state="unknown", error=""):
     return Sight(verdict=Verdict(shown_state), said=Said(state, text, error))
 
 
+def test_another_tool_called_is_progress_and_the_same_one_seen_again_is_none():
+    sights = [Sight(said=Said("busy", "text", deed=deed)) for deed in ("Bash make", "Bash make", "Bash make test")]
+    progress, moved = Progress(), []
+    for at_s, sight in enumerate(sights):
+        progress = note_sight(progress, sight, float(at_s))
+        moved.append(progress.moved_s)
+    assert moved == [0.0, 0.0, 2.0]
+
+
 def test_done_md_is_the_answer_whatever_else_is_seen():
     ending = judge(Sight(done="it is done\n", exit_status=3, is_gone=True))
     assert (ending.outcome, ending.answer, ending.source) == ("answered", "it is done\n", "done.md")

@@ -68,6 +68,52 @@ def test_a_record_that_grows_line_by_line_is_understood_the_same(path):
     assert turns == fold_record([], text, path.parent.name)
 
 
+DEEDS = {   # of a record that grows line by line: each turn begins without one
+    "claude-transcript/answered": ["I run it.", "Bash echo begin; sleep 3; echo end Run a command 600000", "It ran."],
+    "claude-transcript/answered-two-turns": ["first answer", "", "second answer"],
+    "codex-rollout/answered": ["I run it.", "exec echo begin; sleep 3; echo end", "It ran."],
+    "codex-rollout/answered-two-turns": ["first answer", "", "second answer"],
+    "gemini-chat/answered": ["I run the first.", "run_shell_command echo one Run a command", "run_shell_command echo two Run a command",
+                             "Both ran.\n\n- one\n- two"],
+    "gemini-chat/answered-two-turns": ["I sleep.", "run_shell_command sleep 4 Run a command", "First done.", "", "Second done."],
+    "opencode-rows/answered": ["bash echo begin; sleep 4; echo end Run a command 3600000", "It ran."],
+    "opencode-rows/answered-two-turns": ["first answer", "", "second answer"],
+}
+assert set(DEEDS) <= set(map(name_of, SAMPLES))
+
+
+@pytest.mark.parametrize("path", [path for path in SAMPLES if name_of(path) in DEEDS], ids=name_of)
+def test_a_record_tells_the_last_tool_called_or_words_said(path):
+    turns, deeds = [], [""]
+    for line in read_sample(path).splitlines(keepends=True):
+        turns = fold_record(turns, line, path.parent.name)
+        deeds += [turns[-1].deed] * (turns[-1].deed != deeds[-1])
+    assert deeds[1:] == DEEDS[name_of(path)]
+
+
+@pytest.mark.parametrize("kind, name, given, deed", [
+    ("function_call", "exec_command", '{"cmd":"npm test","workdir":"/w"}', "exec_command npm test"),
+    ("function_call", "update_plan", '{"plan":[]}', 'update_plan {"plan":[]}'),
+    ("custom_tool_call", "exec", "text(await tools.exec_command({cmd:'say \\'a\\' \"b\"'}));", "exec say \\'a\\' \"b\""),
+    ("custom_tool_call", "exec", "await tools.exec_command({\n  cmd: `one\ntwo`,\n});", "exec one\ntwo"),
+    ("custom_tool_call", "exec", "let run = {cmd: made()}", "exec let run = {cmd: made()}")])
+def test_a_call_in_a_rollout_gives_the_command_that_it_runs(kind, name, given, deed):
+    payload = {"type": kind, "name": name, "input" if kind == "custom_tool_call" else "arguments": given}
+    line = json.dumps({"type": "response_item", "payload": payload})
+    assert fold_record([Said("busy", deed="before")], line, "codex-rollout")[-1].deed == deed
+
+
+def test_of_two_tools_in_one_message_the_last_one_is_the_deed():
+    calls = [{"name": "ls", "args": {"path": "a"}}, {"name": "read", "args": {"path": "b"}}]
+    line = json.dumps({"type": "gemini", "model": "m", "content": "I look.", "toolCalls": calls})
+    assert fold_record([Said("busy")], line, "gemini-chat")[-1].deed == "read b"
+
+
+def test_a_deed_is_cut_and_one_without_words_is_none():
+    assert len(selftalk.note_deed(Said(), "x" * 5000).deed) == 2000
+    assert selftalk.note_deed(Said(deed="before"), " \n").deed == "before"
+
+
 def test_every_format_has_a_sample_and_every_sample_a_format():
     assert {path.parent.name for path in SAMPLES} == set(FORMATS)
 

@@ -7,7 +7,9 @@ import subprocess
 
 import pytest
 
-from selftalk import (AGENTS, START_FACTS, FromEnv, Launch, Profile, Record, RecordFollower, Run, Screen, Unusable,
+from sandboxes import run_facts
+
+from selftalk import (AGENTS, FromEnv, Launch, Profile, Record, RecordFollower, Run, Screen, Unusable,
                       check_tmux, compose_env, end_pane, fill_holes, find_begin, new_run, open_session, plan_answer,
                       read_process, record_home, render_launcher, split_direction, given_prompt)
 
@@ -131,9 +133,8 @@ def test_a_pane_is_split_where_there_is_room(size, flag):
 
 def test_a_start_in_a_session_can_be_undone_when_its_run_was_in_a_pane_before(sandbox):
     here = read_process(os.getpid())   # stands for the server that had the pane: it goes on
-    facts = {fact: 0 for fact in START_FACTS if fact not in ("id", "state", "outcome")}
-    run = new_run(str(sandbox.state), {**facts, "agent": "generic", "tmux": check_tmux(), "place": "pane", "pane": "%0",
-                                       "workspace": str(sandbox.work), "server": here})
+    run = new_run(str(sandbox.state), run_facts(agent="generic", tmux=check_tmux(), place="pane", is_shared=True, pane="%0",
+                                                workspace=str(sandbox.work), server=here))
     profile = Profile("p", "sleep", AGENTS["generic"], ("100",))
     facts = open_session(run, Launch(profile, sandbox.env), None)
     assert end_pane(run) == []
@@ -227,7 +228,7 @@ def test_a_database_that_is_written_after_a_checkpoint_has_grown(tmp_path):
     path = tmp_path / "d[1]" / "x" / "x.db"
     path.parent.mkdir(parents=True)
     run = Run("/runs/7", {"started_at": 0.0, "record_home": str(tmp_path / "d[1]"), "session_id": "ses_1"})
-    query = "select json_object('data', json(data), 'texts', json('[\"hi\"]')) from m where :session = 'ses_1'"
+    query = "select json_object('data', json(data), 'parts', json('[[\"hi\", null, null]]')) from m where :session = 'ses_1'"
     follower = RecordFollower(Record("opencode-rows", ("X", "~/.x"), "x/x.db", query=query), run)
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.execute("pragma journal_mode=wal")

@@ -56,6 +56,29 @@ def test_a_stream_that_comes_line_by_line_is_understood_the_same(path):
     assert said == fold(lines, path.parent.name)
 
 
+@pytest.mark.parametrize("name, deeds", [
+    ("claude-stream/answered-tool-fails", ["I try it.", "Bash echo oops >&2; exit 3 Run a command 600000", "The command failed with 3."]),
+    ("codex-exec/answered-tool-fails", ["I try it.", "command_execution /bin/bash -lc 'echo oops >&2; exit 3'",
+                                        "The command failed with 3."]),
+    ("gemini-stream/answered-tool-fails", ["I try it.", "run_shell_command echo oops >&2; exit 3 Run a command",
+                                           "The command failed with 3."]),
+    ("opencode-run/answered-tool-fails", ["I try it.", "bash echo oops >&2; exit 3 Run a command 3600000", "The command failed with 3."]),
+    ("acp-messages/gemini-tool-allow", ["I shall run it.", "echo hi > made.txt; echo shown", "It r", "It ran."])])
+def test_a_stream_tells_the_last_tool_called_or_words_said(name, deeds):
+    said, got = Said(cost_usd=0.0), [""]
+    for line in (STREAMS / (name + ".jsonl")).read_bytes().splitlines(keepends=True):
+        for event in parse_events([line], name.split("/")[0]):
+            said = fold_event(said, event)
+            got += [said.deed] * (said.deed != got[-1])
+    assert got[1:] == deeds
+
+
+def test_of_words_whose_beginning_was_not_seen_the_last_line_is_the_deed():
+    assert fold([b"first\n", b"last\n", b"\n"], "text").deed == "last"
+    assert fold([text_line("first\nlast").encode()], "claude-stream").deed == "last"
+    assert fold([INIT.encode(), text_line("first\nlast").encode()], "claude-stream").deed == "first\nlast"
+
+
 @pytest.mark.parametrize("path", SAMPLES, ids=name_of)
 def test_a_stream_can_be_shown(path):
     shown = "".join(render_events(parse_events(path.read_bytes().splitlines(keepends=True), path.parent.name)))
@@ -577,7 +600,7 @@ def test_without_a_format_all_it_prints_is_its_answer(play):
 
 
 @pytest.mark.parametrize("words, what", [
-    (("run", "-H", "--pane", "x"), "leave one"), (("run", "-H", "--session", "x"), "leave one"), (("-c", "-H", "-p", "fake"), "one of them")])
+    (("run", "-H", "--pane", "x"), "keep one"), (("run", "-H", "--session", "x"), "keep one"), (("-c", "-H", "-p", "fake"), "one of them")])
 def test_what_cannot_be_headless_is_refused(play, sandbox, words, what):
     play(DONE)
     status, _, err = sandbox.run(*words)

@@ -75,7 +75,7 @@ def test_no_mark_of_a_run_that_was_never_made_is_left(play, sandbox):
 
 def test_a_removed_folder_is_told_once(play, sandbox):
     started = play([INIT, "@hang"], start=True)
-    assert until_true(lambda: (sandbox.run_folder() / "events.jsonl").exists())
+    assert until_true(lambda: (sandbox.run_folder() / "progress.json").exists())   # the last that is written
     subprocess.run(["rm", "-r", str(sandbox.run_folder())], check=True)
     assert started.wait(timeout=30) == 2 and not sandbox.processes()
     assert sandbox.run("list")[2] == "" and open_marks(sandbox) == []

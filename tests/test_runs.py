@@ -10,10 +10,10 @@ import pytest
 import selftalk
 from selftalk import Process, Unusable
 
-FACTS = {"profile": "p", "agent": "demo", "started_at": 1.0, "caller": None, "workspace": "/", "keep": False, "max_time_s": 0.0,
-         "stall_s": 600.0, "tmux": [3, 3], "machine": selftalk.name_machine(), "record_home": "", "form": "task", "turn": 1,
-         "asked_at": 1.0, "session_id": "", "extra_args": [], "depth": 1}
-PLACE = dict.fromkeys(("place", "socket", "socket_identity", "session", "pane", "launcher", "server"))
+from sandboxes import run_facts
+
+FACTS = run_facts()
+PLACE = {**dict.fromkeys(("place", "socket", "session", "pane"), ""), **dict.fromkeys(("socket_identity", "launcher", "server"))}
 
 
 @pytest.fixture

@@ -1,12 +1,13 @@
 """Room 5, and the screen rules of room 2: real screens give their verdict, and prose fools nobody."""
 import pathlib
+import random
 import re
 import time
 
 import pytest
 
-from selftalk import (AGENTS, Rule, Screen, Verdict, cut_pieces, cut_region, find_options, holds_prompt, judge_screen, letters,
-                      next_key, read_composer)
+from selftalk import (AGENTS, Rule, Screen, Verdict, clean_ansi, clean_text, cut_pieces, cut_region, find_options, holds_prompt,
+                      judge_screen, letters, next_key, read_composer)
 
 SCREENS = pathlib.Path(__file__).resolve().parent / "screens"
 FILES = sorted(SCREENS.glob("*/*/*/*.txt"))
@@ -400,3 +401,81 @@ def test_the_pieces_of_a_prompt_are_the_prompt(text):
     pieces = cut_pieces(text, (12_000, 2, 600))
     assert "".join(pieces) == text and all(len(piece) <= 600 and piece.count("\n") <= 2 for piece in pieces)
     assert cut_pieces(text, (0, 0, 0)) == [text]
+
+
+# --- colours --------------------------------------------------------------------
+
+ANY_SGR = re.compile("\x1b\\[[0-9;]*m")
+
+
+def states_of(line):
+    """(sign, the SGR codes in force), as a terminal that starts anew would have them: only 0 switches off."""
+    found, codes = [], ()
+    for sgr, sign in re.findall("\x1b\\[([0-9;]*)m|(.)", line):
+        codes = codes if sign else () if sgr == "0" else codes + (sgr,)
+        found.append((sign, "".join(codes)))
+    return found
+
+
+def is_clean(text):
+    return not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", ANY_SGR.sub("", text))
+
+
+def test_a_line_has_the_colours_tmux_told_of_in_a_line_above():
+    told = "\x1b[31mred\nred too\n\n\x1b[1;4m\x1b[44mall\n\x1b[0;4m\x1b[31m\x1b[49mno blue\n\x1b[0m\x1b[39m\x1b[49mplain\n"   # tmux 3.3a
+    assert clean_ansi(told) == ("\x1b[31mred\x1b[0m\n\x1b[31mred too\x1b[0m\n\n\x1b[31;1;4;44mall\x1b[0m\n"
+                                "\x1b[4;31mno blue\x1b[0m\nplain\n")
+
+
+@pytest.mark.parametrize("text", ["\x1b[31mred", "\x1b[31mred\nred\x1b[0m", "\x1b[7ma\n\x1b[1mb\x1b[0mc", "\x1b[48;5;9m \n\x1b[38;2;1;2;3mx\n"])
+def test_no_colour_leaks_over_the_end_of_a_line(text):
+    lines = [states_of(line) for line in clean_ansi(text).split("\n")]
+    assert any(codes for line in lines for _, codes in line)
+    assert not [line for line in lines if line and line[-1][1]]
+
+
+def test_text_without_colours_stays_as_it_is():
+    text = "┌──┐ 漢字 👍\n\n  é — x  \n"
+    assert clean_ansi(text) == text
+
+
+@pytest.mark.parametrize("codes, kept", [
+    ("31", "31"), ("97;107", "97;107"), ("38;5;208", "38;5;208"), ("48:5:208", "48;5;208"), ("38;2;1;2;3", "38;2;1;2;3"),
+    ("38:2::1:2:3", "38;2;1;2;3"), ("38:2:1:2:3", "38;2;1;2;3"), ("48:2:7:1:2:3;1", "48;2;1;2;3;1"), ("4:3", "4"),
+    ("58;5;9", ""), ("58:2::1:2:3;3", "3"), ("5:3", ""), ("1;2;22", ""), ("3;23", ""), ("4;24", ""), ("7;27", ""), ("9;29", ""),
+    ("8;28", ""), ("31;39", ""), ("101;49", ""), ("31;42;39", "42"), ("1;31;0", ""), ("1;31;", ""), ("31;;1", "1"), ("31;32", "32"),
+    ("38;5", ""), ("38", ""), ("38;5;31", "38;5;31"), ("31;38;5;1;1", "38;5;1;1"), ("99", ""), ("31;%s" % ("9" * 40), "31")])
+def test_what_sgr_codes_set_is_known_and_told_in_the_plainest_form(codes, kept):
+    assert clean_ansi("\x1b[%smx" % codes) == ("\x1b[%sm" % kept + "x\x1b[0m" if kept else "x")
+
+
+@pytest.mark.parametrize("told, kept", [
+    ("a\x1b]52;c;ZXZpbA==\x07b", "ab"), ("a\x1b]52;c;ZXZpbA==\x1b\\b", "ab"), ("a\x1b[2J\x1b[Hb", "ab"), ("a\x1bPq#0\x1b\\b", "ab"),
+    ("\x1b]8;;http://x/\x1b\\link\x1b]8;;\x1b\\", "link"), ("a\x9b2Jb\x85\x8d", "ab"), ("a\x1b[>4;2mb\x1b[?25hc", "abc"), ("a\x1b_Gx\x1b\\b", "ab"),
+    ("a\x08\x00\x7f\x0e\x0fb", "ab"), ("a\r\nb\rc", "a\nb\nc"), ("\x1b\x1b[31m\x1b", ""), ("a\x1b[3\n1mb", "a3\n1mb"),
+    ("a\x1b[\x1b[2Jb", "ab"), ("a\x1b]0;\x1b[31m\x07b", "a0;\x1b[31mb\x1b[0m"), ("a\x1b[%smb" % ("1;" * 60), "ab"), ("a\ud83db", "a\ufffdb"),
+    ("a\tb\n\x1b[1mabc\x1b[0m\tb", "a       b\n\x1b[1mabc\x1b[0m     b"), ("\x1b[١mx", "١mx")])
+def test_nothing_else_that_a_terminal_would_obey_is_left(told, kept):
+    assert clean_ansi(told) == kept
+
+
+def test_whatever_a_screen_holds_only_colours_are_left_and_all_the_words():
+    dice = random.Random(7)
+    bits = ["\x1b", "\x1b[", "\x1b]", "\x1bP", "\x1b\\", "\x07", "\x9b", "\x9d", "m", ";", ":", "0", "1", "38", "48;5;", "2;1;2;3", "\x1b[31m",
+            "\x1b[0m", "\n", "\r", "\t", "J", "x", "漢", "\x00", "\x0e", "\x85", "\ud83d", "\u200d", "é", " "]
+    for _ in range(3000):
+        text = "".join(dice.choice(bits) if dice.random() < 0.9 else chr(dice.randrange(0x300)) for _ in range(dice.randrange(40)))
+        clean = clean_ansi(text)
+        assert is_clean(clean), repr(text)
+        assert clean_ansi(clean) == clean, repr(text)
+        assert all(not states_of(line)[-1][1] for line in clean.split("\n") if line), repr(text)
+        if "\t" not in text and "\r" not in text and "\n" not in text:   # which may be inside of what is cut
+            assert ANY_SGR.sub("", clean) == clean_text(text), repr(text)
+
+
+@pytest.mark.parametrize("text", ["\x1b[31m" * 200_000, "\x1b[31mx\n" * 60_000, "\x1b[" + "1" * 1_000_000, "\x1b]" * 300_000, "x" * 1_000_000,
+                                  "\x1b[1mx\x1b[m" * 50_000, "\t\x1b[1mx" * 50_000, "\x1b[38;5;9m" + "x\n" * 200_000])
+def test_cleaning_takes_time_by_the_length_of_a_text_only(text):
+    begin = time.process_time()
+    clean_ansi(text)
+    assert time.process_time() - begin < 10.0      # 1 s here; what is quadratic takes minutes

@@ -178,6 +178,9 @@ def test_a_turn_behind_which_another_one_began_is_past_and_keeps_how_it_ended():
 def test_a_turn_that_goes_on_is_busy_with_what_was_said_so_far():
     said = find_turn(turns_of(asked("ours"), line("assistant", [{"type": "text", "text": "I look"}])), "ours", 0)
     assert (said.state, said.text, said.turn, said.is_past) == ("busy", "I look", 1, False)
+    tool = line("assistant", [{"type": "tool_use", "name": "Bash", "input": {"command": "make"}}])
+    joined = find_turn(turns_of(asked("ours"), line("assistant", [{"type": "text", "text": "I look"}]), asked("more"), tool), "ours", 0)
+    assert (joined.state, joined.text, joined.deed, joined.is_past) == ("busy", "I look", "Bash make", True)
 
 
 def test_a_prompt_that_stands_in_the_record_twice_is_answered_by_its_second_turn():
@@ -767,7 +770,7 @@ def test_list_shows_a_talk_inside_a_talk_below_it_and_a_stop_ends_both(box):
     (("run", "-c", "hi"), "more than one target"), (("--dry-run", "hi"), "belong to -e"), (("-c", "-x", "hi"), "add -e"),
     (("-c", "--cwd", "/no/such/folder", "hi"), "no such folder"), (("-c", "--pane", "hi"), "not inside tmux"),
     (("answer", "1", "Yes"), "run `1` does not exist"), (("interrupt", "last"), "run `last` does not exist"),
-    (("explain", "1"), "run `1` does not exist"), (("send", "last", "hi"), "run `last` does not exist")])
+    (("explain", "1"), "1: is neither a run nor a file"), (("send", "last", "hi"), "run `last` does not exist")])
 def test_a_command_line_that_makes_no_sense_starts_nothing(box, words, trouble):
     status, out, err = box.run(*words)
     assert (status, out) == (2, "") and trouble in err
@@ -860,7 +863,7 @@ def test_a_start_whose_caller_is_killed_is_ended_by_a_wait(box, is_resume):
         waiter.wait(timeout=0.5)
     caller.kill()
     out, err = waiter.communicate(timeout=20)
-    assert (waiter.returncode, out) == (1, b"") and b"stopped while it was starting" in err
+    assert (waiter.returncode, out) == (1, b"") and b"stopped before it had started" in err
     assert box.facts()["state"] == "over" and not list((box.state / "open").iterdir())
     (box.folder / "go").touch()
     caller.communicate()
