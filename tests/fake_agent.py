@@ -13,6 +13,7 @@
     child          leaves behind a child that ignores HUP and TERM, in a session of its own
     daemon         the same, and its parent is gone too
     dump FILE      writes its arguments, environment and stdin to FILE as JSON
+    await FILE     waits until FILE is there
     hold           stays until it is ended
 
 The screens are those of the demo worker, so `interface: demo` understands them.
@@ -81,6 +82,11 @@ def step_dump(path):
                    "stdin": "" if os.isatty(0) else sys.stdin.read()}, file)
 
 
+def step_await(path):
+    while not os.path.exists(path):
+        time.sleep(0.01)
+
+
 STEPS = {
     "ask": step_ask,
     "ready": lambda _: draw("Fake agent, ready.", "", "> "),
@@ -94,6 +100,7 @@ STEPS = {
     "child": lambda _: leave_child(1),
     "daemon": lambda _: leave_child(2),
     "dump": step_dump,
+    "await": step_await,
     "hold": lambda _: time.sleep(1000),
 }
 
