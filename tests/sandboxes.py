@@ -5,11 +5,17 @@ import pathlib
 import subprocess
 import sys
 import time
+import zlib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / "selftalk.py"
 FAKE_AGENT = ROOT / "tests" / "fake_agent.py"
 sys.path.insert(0, str(ROOT))
+
+# As a script it is compiled at each start, which takes most of a test's time: most tests call what was compiled once.
+SCRIPT = (sys.executable, str(PROGRAM))
+COMPILED = (sys.executable, "-c", "import os, sys; sys.path.insert(0, %r); import selftalk; os._exit(selftalk.main(sys.argv[1:]))" % str(ROOT))
+COMPILED_HERE = ROOT / ".pytest_cache" / ("%08x" % zlib.crc32(PROGRAM.read_bytes()))
 
 
 def run_facts(**more):
@@ -22,6 +28,7 @@ def run_facts(**more):
 
 class Sandbox:
     """A fresh home with its own state, config, temporary folder and tmux sockets."""
+    command = COMPILED
 
     def __init__(self, folder):
         self.folder = folder
@@ -31,7 +38,7 @@ class Sandbox:
         self.home, self.work = folder / "home", folder / "work"
         self.env = {"HOME": str(self.home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8", "TERM": "xterm-256color",
                     "TMPDIR": str(folder / "tmp"), "TMUX_TMPDIR": str(folder / "sockets"),
-                    "SELFTALK_TEST": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+                    "SELFTALK_TEST": str(folder), "PYTHONPYCACHEPREFIX": str(COMPILED_HERE)}
 
     @property
     def state(self):
@@ -52,7 +59,7 @@ class Sandbox:
     def start(self, *words, steps="", env=None, stdin=subprocess.DEVNULL, **options):
         """Starts selftalk."""
         env = dict(self.env, FAKE_STEPS=steps, **(env or {}))
-        return subprocess.Popen([sys.executable, str(PROGRAM), *map(str, words)], env=env, cwd=self.work, stdin=stdin,
+        return subprocess.Popen([*self.command, *map(str, words)], env=env, cwd=self.work, stdin=stdin,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
     def run(self, *words, steps="", env=None, stdin=None, timeout_s=30):

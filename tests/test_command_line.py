@@ -14,7 +14,7 @@ import sys
 import pytest
 
 import selftalk
-from sandboxes import PROGRAM, ROOT, run_facts, until_true
+from sandboxes import PROGRAM, ROOT, SCRIPT, Sandbox, run_facts, until_true
 
 
 def nothing_started(box):
@@ -139,6 +139,7 @@ def test_a_python_that_is_too_old_is_told_so_in_two_lines():
 
 # --- prompts -----------------------------------------------------------------------------
 
+@pytest.mark.usefixtures("as_a_script")
 @pytest.mark.parametrize("words, stdin, said", [
     ([""], None, "the command line: the prompt is empty"),
     ([" \t\n\u2003"], None, "the command line: the prompt is empty"),
@@ -186,6 +187,7 @@ def test_a_bad_request_is_refused_in_two_lines_and_as_an_object(sandbox, words, 
     assert said in what and "parse_seconds" not in what
 
 
+@pytest.mark.usefixtures("as_a_script")
 @pytest.mark.parametrize("redirect", ["<&-", "< /dev/null", "< /dev/zero"])
 def test_a_stdin_that_is_closed_or_no_file_and_no_pipe_is_no_prompt(sandbox, redirect):
     sandbox.fake_config()
@@ -258,6 +260,7 @@ def test_a_current_folder_that_was_deleted_is_refused(sandbox, words):
 
 # --- the environment ----------------------------------------------------------------------------
 
+@pytest.mark.usefixtures("as_a_script")
 @pytest.mark.parametrize("env", [
     {"SELFTALK_DEPTH": "abc", "SELFTALK_RUN": "garbage", "TMUX": "garbage", "TMUX_PANE": "-x", "TERM": ""}, {"SELFTALK_DEPTH": "²"},
     {"SELFTALK_DEPTH": "9" * 5000}, {"SELFTALK_RUN": "/x/²", "TMUX": "/none,1,0", "TMUX_PANE": "%0"},
@@ -269,6 +272,7 @@ def test_an_odd_environment_does_no_harm(sandbox, env):
     assert "größe 🎉" in (sandbox.run_folder() / "prompt.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("as_a_script")
 def test_a_locale_that_really_is_latin_1_bends_neither_prompt_nor_folder(sandbox):
     if not shutil.which("localedef") or subprocess.run(
             ["localedef", "-i", "de_DE", "-f", "ISO-8859-1", str(sandbox.folder / "de_DE.ISO-8859-1")], stderr=subprocess.DEVNULL).returncode:
@@ -289,6 +293,7 @@ def test_the_workers_environment_is_the_callers_also_where_the_launcher_has_word
     assert {name: seen.get(name) for name in ("PROMPT", "QUOTED", *env)} == {"PROMPT": "mine", "QUOTED": "a'b\"c\nd $e", **env}
 
 
+@pytest.mark.usefixtures("as_a_script")
 def test_a_secret_is_in_no_file_no_argument_and_no_option(sandbox):
     sandbox.fake_config(more="    env: {A: {from_env: TOKEN}, B: SECRET-123-literal}\n")
     status, _, err = sandbox.run("run", "hi", "-v", "--keep", steps="dump %s; done x; hold" % (sandbox.work / "dump"),
@@ -318,6 +323,12 @@ def test_a_workspace_of_any_name_is_entered_and_never_obeyed(sandbox, name, plac
 
 
 @pytest.fixture
+def as_a_script(monkeypatch):
+    """What a person has: the file itself is run."""
+    monkeypatch.setattr(Sandbox, "command", SCRIPT)
+
+
+@pytest.fixture
 def tmux_pane(sandbox):
     """The environment of a person inside tmux."""
     tmux = ["tmux", "-S", str(sandbox.folder / "sockets" / "person"), "-f", "/dev/null"]
@@ -343,6 +354,7 @@ def test_no_worker_is_started_in_a_server_of_somebody_else(sandbox):
 
 # --- closed and full outputs ----------------------------------------------------------------------
 
+@pytest.mark.usefixtures("as_a_script")
 @pytest.mark.parametrize("line", ["$SELFTALK list >&-", "$SELFTALK list 2>&-", "$SELFTALK --help >&-", "$SELFTALK list > /dev/null 2>&-"])
 def test_a_closed_output_is_no_bug(sandbox, line):
     status, _, err = run_in_shell(sandbox, line)
@@ -360,6 +372,7 @@ def start_unread(box, stream, *words, steps):
     return process.wait(timeout=20), b"".join(filter(None, process.communicate())).decode()
 
 
+@pytest.mark.usefixtures("as_a_script")
 @pytest.mark.parametrize("words", ["profiles", "--help", "run --help", "run --json"])
 def test_a_reader_that_goes_away_is_no_bug(sandbox, words):
     status, err = start_unread(sandbox, "stdout", *words.split(), steps="")
@@ -371,6 +384,7 @@ def test_talk_that_nobody_reads_does_not_stop_a_run(sandbox):
     assert start_unread(sandbox, "stderr", "run", "hi", steps="done x; hold") == (0, "x\n")
 
 
+@pytest.mark.usefixtures("as_a_script")
 @pytest.mark.parametrize("words", ["profiles", "run --json"])
 def test_an_output_that_is_full_is_said_in_one_line(sandbox, words):
     if not os.path.exists("/dev/full"):
@@ -381,6 +395,7 @@ def test_an_output_that_is_full_is_said_in_one_line(sandbox, words):
 
 # --- signals -----------------------------------------------------------------------------------------
 
+@pytest.mark.usefixtures("as_a_script")
 @pytest.mark.parametrize("when, number", [("before", "INT"), ("before", "TERM"), ("after", "INT"), ("after", "HUP"), ("after", "KILL")])
 def test_a_start_that_is_cut_short_leaves_nothing_after_the_next_call(sandbox, when, number):
     if signal.getsignal(getattr(signal, "SIG" + number)) == signal.SIG_IGN:
@@ -397,6 +412,7 @@ def test_a_start_that_is_cut_short_leaves_nothing_after_the_next_call(sandbox, w
     assert until_true(lambda: sandbox.processes() == []) and not glob.glob(str(sandbox.folder / "sockets" / "*" / "*"))
 
 
+@pytest.mark.usefixtures("as_a_script")
 def test_ctrl_c_while_waiting_names_the_run_that_goes_on(sandbox):
     sandbox.fake_config()
     process = sandbox.start("run", "hi", "--keep", steps="hold")
@@ -475,6 +491,7 @@ def test_help_names_every_verb_and_every_exit_code(sandbox):
     assert all(re.search(r"\b%d \w" % code, out) for code in codes)
 
 
+@pytest.mark.usefixtures("as_a_script")
 def test_the_version_names_this_copy(sandbox):
     status, out, _ = sandbox.run("--version")
     assert status == 0 and re.match(r"selftalk \d+\.\d+\.\d+ \([0-9a-f]{8}\)\n$", out)
@@ -507,6 +524,7 @@ RESULT_KEYS = {"id", "folder", "watch", "name", "profile", "agent", "form", "pla
                "cost_usd", "denied"}
 
 
+@pytest.mark.usefixtures("as_a_script")
 def test_the_answer_is_on_stdout_the_talk_on_stderr_and_json_has_these_keys(sandbox):
     sandbox.fake_config()
     status, out, err = sandbox.run("run", "hi", steps="done two\\nlines; hold")
