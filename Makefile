@@ -9,7 +9,7 @@ PYTEST := $(VENV)/bin/python -m pytest -q
 OTHERS := $(foreach version,3.9 3.13,$(firstword $(wildcard $(HOME)/.pyenv/versions/$(version).*/bin/python3) \
                                                  $(shell command -v python$(version) 2>/dev/null)))
 
-.PHONY: help demo test test-rooms test-calls test-runs test-long test-talks test-a-talk live live-some live-others bench capture install tmux
+.PHONY: help demo test test-rooms test-calls test-runs test-long test-others test-talks test-a-talk live live-some live-others bench capture install tmux
 
 help:     ## what there is (the default)
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -18,7 +18,7 @@ demo: tmux ## the whole cycle with a built-in worker: no account, no network
 	$(PYTHON) selftalk.py demo
 
 test: tmux $(VENV)/ready ## the tests, without any agent installed
-	@$(MAKE) --no-print-directory --jobs 6 --output-sync test-talks test-a-talk test-runs test-long test-calls test-rooms
+	@$(MAKE) --no-print-directory --jobs 7 --output-sync test-talks test-a-talk test-runs test-long test-calls test-rooms test-others
 
 test-runs:
 	$(PYTEST) $(RUNS)
@@ -37,6 +37,8 @@ test-a-talk:
 
 test-rooms:
 	$(PYTEST) tests --ignore tests/live $(addprefix --ignore ,$(RUNS) $(CALLS) $(TALKS) $(LONG))
+
+test-others:
 	@for python in $(OTHERS); do tests/with_python $$python || exit 1; done
 
 live: tmux $(VENV)/ready ## the real agent CLIs against a model server on 127.0.0.1; AGENTS=latest moves them on
