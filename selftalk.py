@@ -3179,6 +3179,12 @@ def of_turn(run: Run, number: int) -> Run:
     return Run(run.folder, {**run.facts, "turn": number if number >= 0 else run.facts["turn"] - 1})
 
 
+def read_turns(run: Run) -> list[dict[str, Any]]:
+    """What is known of each turn, with its answer; None while it goes on."""
+    return [{**read_turn(of_turn(run, number)), "answer": read_file(run.path("turns/%d.md" % number))}
+            for number in range(1, run.facts["turn"] + 1)]
+
+
 def current_turn(run: Run) -> Turn:
     """The turn a run is in."""
     facts = read_turn(run)
@@ -4934,7 +4940,8 @@ def await_ending(worker: AnyWorker, wait_s: float, beat: Beat) -> Optional[Endin
         if is_late and not (progress.state == "ready" and progress.looks == 1):   # then one more look decides
             words = "not done after %g s" % facts["max_time_s"]
             return Ending("late", words, "give it more --max-time", said=worker.find_said())
-        beat(run, Doing(progress.state or "starting", at_s, find_deed(worker, sight)))
+        state = progress.state if progress.began or progress.state != "unknown" else "starting"
+        beat(run, Doing(state, at_s, find_deed(worker, sight)))
     write_progress(run, progress)
     return None
 
@@ -5177,6 +5184,8 @@ def read_doing(run: Run, echo: Optional[Tell] = None) -> Doing:
         with hold_worker(run, echo) as worker:
             sight = worker.look()
             state = "gone" if sight.is_gone else outcome or settle_state(sight)
+            if state == "unknown" and not read_progress(run, seconds).began:
+                state = "starting"
             return Doing(state, seconds, find_deed(worker, sight))
     except Failure as failure:
         return Doing("unknown", seconds, one_line(failure.what))
@@ -5379,14 +5388,19 @@ def profile_line(profile: Profile, config: Config) -> str:
     return "%s %-20s %s" % (mark, profile.name, " ".join(map(shlex.quote, (profile.command, *profile.args))))
 
 
+def name_run(run: Run) -> str:
+    """What a person calls a run beside its number."""
+    name, profile = run.facts.get("name"), run.facts["profile"]
+    return "%s (%s)" % (name, profile) if name else profile
+
+
 def run_line(run: Run, doing: Doing, now: float, level: int = 0) -> str:
     """A run for a person, indented when it was started inside others."""
     facts, is_live = run.facts, not (run.is_over or run.is_settled)
     minutes = max(0.0, now - facts["started_at"]) / 60
     age = "%d min" % minutes if minutes < 120 else "%d h" % (minutes / 60)
-    who = "%s (%s)" % (facts["name"], facts["profile"]) if facts.get("name") else facts["profile"]
     what = clean_text(facts["workspace"]).replace("\n", "?") + "  " * is_live + doing.deed * is_live
-    return "%s%4d  %-9s %-16s %10s  %s" % ("    " * level, run.id, doing.state, who,
+    return "%s%4d  %-9s %-16s %10s  %s" % ("    " * level, run.id, doing.state, name_run(run),
                                           span_text(doing.seconds) if is_live else age, what)
 
 
@@ -5400,7 +5414,7 @@ def show_lines(run: Run, doing: Doing, turns: list[dict[str, Any]]) -> Iterator[
              ("took over", (facts.get("took_over") or {}).get("id"))]
     yield from ("  %-10s %s" % pair for pair in pairs if pair[1])
     for number, turn in enumerate(turns, 1):
-        asked, said = (one_line(str(turn.get(key) or "")[:400])[:SHOWN_DEED] for key in ("prompt", "said"))
+        asked, said = (one_line(str(turn.get(key) or "")[:400])[:SHOWN_DEED] for key in ("prompt", "answer"))
         rows = [turn.get("outcome") or doing.state, turn.get("model"), turn.get("source")]
         rows += ["%.1f s" % turn["seconds"]] if turn.get("seconds") else []
         rows += ["%s %s" % pair for pair in (turn.get("tokens") or {}).items()]
@@ -5715,7 +5729,7 @@ def show_pair(args: "argparse.Namespace", is_many: bool, run: Run, result: Any) 
         return result.code
     run, ending = result
     if ending.answer and not args.json:
-        emit("==> run %d, %s <==" % (run.id, run.facts["profile"])) if is_many else None
+        emit("==> run %d, %s <==" % (run.id, name_run(run))) if is_many else None
         emit(ending.answer)
     return tell_ending(args, run, ending)
 
@@ -5947,7 +5961,7 @@ def cmd_list(args: "argparse.Namespace") -> int:
 def cmd_show(args: "argparse.Namespace") -> int:
     """Shows all that is known of a run."""
     run, doing = args.run, read_doing(args.run, args.echo)
-    turns = [read_turn(of_turn(run, number)) for number in range(1, run.facts["turn"] + 1)]
+    turns = read_turns(run)
     return show(args, lambda: {**doing_object(run, doing), "turns": turns},
                 map(clean_text, show_lines(run, doing, turns)))
 
@@ -6047,11 +6061,6 @@ def parse_seconds(text: str) -> float:
     return number
 
 
-def parse_age(text: str) -> float:
-    """Seconds, for argparse: as parse_seconds takes them, or 0."""
-    return 0.0 if text == "0" else parse_seconds(text)
-
-
 def parse_name(text: str) -> str:
     """A name for a run, for argparse: one that is no number."""
     import argparse
@@ -6128,7 +6137,8 @@ VIEW = (Arg("--ansi", "", "with its colours", dict(dest="look", action="store_co
         Arg("--svg", "", "as a picture", dict(dest="look", action="store_const", const="svg")))
 ATTACH = (Arg("id", "ID", "a run's number, its name, or last", dict(nargs="?")),
           Arg("--write", "", "and type into it"))
-PRUNE = (Arg("--older", "AGE", "what has been over for so long: 7d", dict(type=parse_age, default=604800.0)),
+PRUNE = (Arg("--older", "AGE", "what has been over for so long: 7d, or 0",
+             dict(type=lambda text: 0.0 if text == "0" else parse_seconds(text), default=604800.0)),
          Arg("--dry-run", "", "only say what would be removed"))
 TURN = (Arg("--turn", "N", "not its latest turn but this one", dict(type=int, default=0)),)
 FOLLOW = (Arg("-f --follow", "", "go on until its turn is over"),)

@@ -231,10 +231,12 @@ def test_list_shows_the_newest_and_says_how_many_it_leaves_out(box):
 
 def test_show_tells_each_turn(box):
     box.run("run", "--name", "n", "do\nit", steps=BUSY)
+    box.run("run", "--detach", "--name", "m", "do it", steps=LONG)
+    assert box.run("wait", "n", "n")[1] == "hello\n" and "==> run 1, n (fake) <==" in box.run("wait", "n", "m", "--wait", "0.2")[1]
     status, out, _ = box.run("show", "n")
-    assert status == 0 and "answered" in out and "  turn 1: answered, done.md" in out and "> do it" in out
+    assert status == 0 and "answered" in out and "  turn 1: answered, done.md" in out and "    > do it\n    < hello\n" in out
     found = box.run_json("show", "n")[1]
-    assert found["turns"][0]["outcome"] == "answered" and found["doing"] == "answered"
+    assert found["turns"][0]["outcome"] == "answered" and found["turns"][0]["answer"] == "hello" and found["doing"] == "answered"
 
 
 def test_on_a_terminal_one_line_shows_what_goes_on_and_nothing_of_it_is_left(box):
@@ -432,7 +434,7 @@ def test_a_run_whose_facts_are_of_an_odd_kind_is_named_and_hides_no_other(box):
             doing, ending = selftalk.read_doing(run), selftalk.read_ending(run)
             assert selftalk.run_line(run, doing, time.time()) and json.dumps(selftalk.doing_object(run, doing))
             assert json.dumps(selftalk.result_object(run, ending)) and selftalk.ending_lines(run, ending)
-            assert list(selftalk.show_lines(run, doing, [selftalk.read_turn(run)])) and selftalk.order_tree([run])
+            assert list(selftalk.show_lines(run, doing, selftalk.read_turns(run))) and selftalk.order_tree([run])
             assert list(selftalk.find_leftovers(str(box.state), 0.0, print))
     assert {"workspace", "started_at", "launcher", "outcome", "seconds", "parent_folder", "took_over"} <= refused
     (folder / "run.json").write_text(json.dumps(dict(facts, workspace=[])))
