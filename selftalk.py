@@ -5755,7 +5755,7 @@ def show_answers(args: "argparse.Namespace", runs: list[Run]) -> int:
     rows = [{"id": run.id, **failure_object(one)} if isinstance(one, Failure) else result_object(*one)
             for run, one in pairs if one]
     if args.json:
-        emit(rows[0] if args.any else rows)
+        emit((rows or [None])[0] if args.any else rows)
     codes = [show_pair(args, len(pairs) > 1, *pair) for pair in pairs if pair[1]]
     left = [run for run, one in zip(runs, results) if not (has_ended(one) or isinstance(one, Failure))]
     if left:
