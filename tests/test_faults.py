@@ -628,7 +628,9 @@ def test_two_stops_at_once_agree_and_end_all_who_wait(box):
 def watches_death(process):
     """Whether a waiter has got so far that it watches its worker."""
     folder = "/proc/%d/fd" % process.pid
-    return process.poll() is not None or "anon_inode:[pidfd]" in [os.readlink(os.path.join(folder, name)) for name in os.listdir(folder)]
+    with contextlib.suppress(OSError):   # one of its files was closed while we looked: then once more
+        return process.poll() is not None or "anon_inode:[pidfd]" in [os.readlink(os.path.join(folder, name)) for name in os.listdir(folder)]
+    return False
 
 
 def is_held(process):
