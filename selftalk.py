@@ -4772,6 +4772,19 @@ def published_ending(run: Run) -> Ending:
     return Ending("stopped", "the run was stopped", "start a new one")
 
 
+def write_screen(worker: AnyWorker) -> None:
+    """Writes down what a worker's screen shows."""
+    text = clean_text(worker.capture().text).rstrip()
+    if text:   # nothing is told by a tmux that is gone
+        write_file(worker.run.path("screen.txt"), text + "\n")
+
+
+def keep_screen(run: Run, echo: Optional[Tell]) -> None:
+    """Writes down what the worker of a run shows last."""
+    with hold_worker(run, echo, 1.0) as worker:
+        write_screen(worker)
+
+
 def stop_run(run: Run, echo: Optional[Tell] = None) -> bool:
     """Ends a run now, and the runs that were started inside it; False when it was over already."""
     with run.locked():
@@ -4786,6 +4799,7 @@ def stop_run(run: Run, echo: Optional[Tell] = None) -> bool:
             close_run(run, outcome=ending.outcome)
             return True
         ending = read_ending(run) if run.is_settled else published_ending(run)
+        attempt(lambda: keep_screen(run, echo))   # what goes wrong with a last look is no matter
         trouble = attempt(lambda: None if run.is_settled else write_ending(run, ending),
                           *[functools.partial(stop_run, child, echo) for child in read_children(run)],
                           lambda: end_worker(run, ending.outcome, echo))
@@ -4842,7 +4856,7 @@ def keep_ending(worker: AnyWorker, ending: Ending) -> None:
     """Writes down how a turn ended, with the last screen."""
     run = worker.run
     write_ending(run, ending)
-    write_file(run.path("screen.txt"), clean_text(worker.capture().text).rstrip() + "\n")
+    write_screen(worker)
     run.log(ending.outcome, source=ending.source, what=ending.what)
     run.update(outcome=ending.outcome, session_id=worker.session, seconds=round(asked_for_s(run), 3))
 

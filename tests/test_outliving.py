@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import xml.etree.ElementTree
 
 import pytest
 
@@ -301,6 +302,32 @@ def test_attach_works_inside_another_tmux(box):
         assert until_true(lambda: "LOOK-AT-ME" in tmux(box, "capture-pane", "-p"))
     finally:
         tmux(box, "kill-server")
+
+
+def test_who_looks_at_a_pane_beside_a_person_does_not_move_their_cursor_into_it(box):
+    facts = tmux(box, "-f", "/dev/null", "new-session", "-d", "-x", "200", "-y", "50", "-P", "-F", "#{socket_path},#{pid},0 #{pane_id}", "cat").split()
+    try:
+        box.run("run", "--pane", "--detach", "do it", steps="say LOOK-AT-ME; hold", env={"TMUX": facts[0], "TMUX_PANE": facts[1]})
+        assert box.run_json("list")[1][0]["place"] == "pane"
+        status, data = on_terminal(box, "attach", "1", columns=200, press=[(b"LOOK-AT-ME", b"\x02"), (b"LOOK-AT-ME", b"d")])
+        assert status == 0 and b"LOOK-AT-ME" in data and tmux(box, "display-message", "-p", "#{pane_id}") == facts[1]
+        inside = {"TMUX": facts[0], "TMUX_PANE": facts[1]}
+        status, data = on_terminal(box, "attach", "1", env=inside)
+        assert status == 2 and b"add --write to go there" in data
+        assert box.run("stop", "1")[0] == 0
+    finally:
+        tmux(box, "kill-server")
+
+
+def test_a_screen_is_shown_as_text_with_its_colours_or_as_a_picture(box):
+    box.run("run", "--detach", "do it", steps="say \x1b[31mred\x1b[0m <&> plain; hold")
+    assert until_true(lambda: "red <&> plain" in box.run("screen", "1")[1])
+    assert "\x1b" not in box.run("screen", "1")[1] and "\x1b[31mred\x1b[0m <&> plain" in box.run("screen", "1", "--ansi")[1]
+    picture = xml.etree.ElementTree.fromstring(box.run("screen", "1", "--svg")[1])
+    assert "red" in [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert "red <&> plain" in box.run_json("screen", "1")[1]["screen"]
+    box.run("stop", "1")
+    assert "red <&> plain" in box.run("screen", "1")[1]   # as it was last
 
 
 @pytest.mark.parametrize("words, said", [(["attach"], "no run goes on"), (["attach", "1"], "does not exist")])
