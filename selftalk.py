@@ -5967,9 +5967,10 @@ def cmd_list(args: "argparse.Namespace") -> int:
     if count > 0 and not args.all:
         args.tell("%d older runs are not shown: --all shows them" % count)
     doings = read_doings(runs, args.echo)
+    width = os.isatty(1) and os.get_terminal_size(1).columns or None   # a row is a row
     rows = order_tree(runs) if args.tree else [(0, run) for run in runs]
     return show(args, lambda: [doing_object(run, doings[run.id]) for run in runs],
-                (run_line(run, doings[run.id], time.time(), level) for level, run in rows))
+                (run_line(run, doings[run.id], time.time(), level)[:width] for level, run in rows))
 
 
 def cmd_show(args: "argparse.Namespace") -> int:

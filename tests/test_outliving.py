@@ -1,12 +1,15 @@
 """Runs that nobody waits for, several at once, and what a person sees of them."""
+import fcntl
 import json
 import os
 import pty
 import re
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 import xml.etree.ElementTree
 
@@ -39,8 +42,9 @@ def on_terminal(box, *words, steps="", columns=80, env=None, press=()):
     """What selftalk writes on a terminal: (status, bytes). Each of `press` is (bytes to wait for, bytes to type then)."""
     pid, handle = pty.fork()
     if not pid:
+        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         os.chdir(box.work)
-        os.execve(sys.executable, [sys.executable, str(PROGRAM), *map(str, words)], dict(box.env, FAKE_STEPS=steps, COLUMNS=str(columns), **(env or {})))
+        os.execve(sys.executable, [sys.executable, str(PROGRAM), *map(str, words)], dict(box.env, FAKE_STEPS=steps, **(env or {})))
     seen, press = b"", list(press)
     end = time.monotonic() + 30
     while time.monotonic() < end:
@@ -207,6 +211,14 @@ def test_list_shows_what_runs_are_doing(box):
     assert re.search(r"^ +1  answered  fake +0 min  ", out, re.M) and re.search(r"^ +2  busy +long \(fake\) +\d+ s  .*interrupt", out, re.M)
     found = box.run_json("list")[1]
     assert [run["doing"] for run in found] == ["answered", "busy"] and found[1]["seconds"] > 0 and "interrupt" in found[1]["deed"]
+
+
+def test_a_row_of_the_list_fits_the_terminal(box):
+    box.run("run", "--detach", "do it", steps="say %s; hold" % ("x" * 150))
+    for columns in (60, 100):
+        status, data = on_terminal(box, "list", columns=columns)
+        row, = [line for line in drawn(data) if line.strip()]
+        assert status == 0 and len(row) == columns and row.startswith("   1  ")
 
 
 def test_a_worker_that_nobody_saw_die_is_not_shown_as_alive(box):
