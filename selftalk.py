@@ -3677,7 +3677,8 @@ class Worker:
     def capture_colours(self) -> str:
         """The screen with its colours, as escapes; without them when the pane is gone."""
         with contextlib.suppress(ServerGone):
-            return self.client.ask("capture-pane -p -e -t %s" % self.pane)[0]
+            spaces = " -N" * (self.server.version >= (3, 1))   # coloured ones at a line's end
+            return self.client.ask("capture-pane -p -e%s -t %s" % (spaces, self.pane))[0]
         return self.last_screen.text
 
     def note_turn(self, **facts: Any) -> None:

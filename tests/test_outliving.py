@@ -332,9 +332,10 @@ def test_who_looks_at_a_pane_beside_a_person_does_not_move_their_cursor_into_it(
 
 
 def test_a_screen_is_shown_as_text_with_its_colours_or_as_a_picture(box):
-    box.run("run", "--detach", "do it", steps="say \x1b[31mred\x1b[0m <&> plain; hold")
+    box.run("run", "--detach", "do it", steps="say \x1b[31mred\x1b[0m <&> plain\\n\x1b[44mblue  \x1b[0m; hold")
     assert until_true(lambda: "red <&> plain" in box.run("screen", "1")[1])
     assert "\x1b" not in box.run("screen", "1")[1] and "\x1b[31mred\x1b[0m <&> plain" in box.run("screen", "1", "--ansi")[1]
+    assert "\x1b[44mblue  \x1b[0m" in box.run("screen", "1", "--ansi")[1]   # with its spaces at the end
     picture = xml.etree.ElementTree.fromstring(box.run("screen", "1", "--svg")[1])
     assert "red" in [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
     assert "red <&> plain" in box.run_json("screen", "1")[1]["screen"]
