@@ -14,8 +14,8 @@ sys.path.insert(0, str(ROOT))
 
 # As a script it is compiled at each start, which takes most of a test's time: most tests call what was compiled once.
 SCRIPT = (sys.executable, str(PROGRAM))
-COMPILED = (sys.executable, "-c", "import os, sys; sys.path.insert(0, %r); import selftalk; os._exit(selftalk.main(sys.argv[1:]))" % str(ROOT))
-COMPILED_HERE = ROOT / ".pytest_cache" / ("%08x" % zlib.crc32(PROGRAM.read_bytes()))
+COMPILED = (sys.executable, "-X", "pycache_prefix=%s/.pytest_cache/%08x" % (ROOT, zlib.crc32(PROGRAM.read_bytes())), "-c",
+            "import os, sys; sys.path.insert(0, %r); import selftalk; os._exit(selftalk.main(sys.argv[1:]))" % str(ROOT))
 
 
 def run_facts(**more):
@@ -38,7 +38,7 @@ class Sandbox:
         self.home, self.work = folder / "home", folder / "work"
         self.env = {"HOME": str(self.home), "PATH": os.environ["PATH"], "LANG": "C.UTF-8", "TERM": "xterm-256color",
                     "TMPDIR": str(folder / "tmp"), "TMUX_TMPDIR": str(folder / "sockets"),
-                    "SELFTALK_TEST": str(folder), "PYTHONPYCACHEPREFIX": str(COMPILED_HERE)}
+                    "SELFTALK_TEST": str(folder)}
 
     @property
     def state(self):

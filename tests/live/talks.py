@@ -26,6 +26,9 @@ from homes import make_home
 from leftovers import MARKER, await_gone, kill, marked_processes
 from model_server import Answer, ModelServer, Request, obey_done_file
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from sandboxes import COMPILED   # noqa: E402: also for soak.py, which pytest does not start
+
 PROGRAM = Path(__file__).resolve().parents[2] / "selftalk.py"
 FLAGS = {"claude": "-c", "codex": "-x", "gemini": "-g", "opencode": ""}   # "": starts as a task, then talks
 DEADLINE_S = 120    # two opencodes that start at once on a busy machine need more than 60
@@ -86,7 +89,7 @@ def open_home(agent: str) -> Iterator[Home]:
 def stop_all(home: Home) -> None:
     numbers = [path.name for path in home.runs.iterdir()] if home.runs.exists() else []
     if numbers:
-        subprocess.run([sys.executable, str(PROGRAM), "stop", *numbers], env=home.env, timeout=DEADLINE_S)
+        subprocess.run([*COMPILED, "stop", *numbers], env=home.env, timeout=DEADLINE_S)
 
 
 def wait_until(condition: Callable[[], Any], deadline_s: float = 20) -> Any:
@@ -107,7 +110,7 @@ class Talk:
     # Calling selftalk.
 
     def start(self, *words: str, **options: Any) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, str(PROGRAM), *words],
+        return subprocess.Popen([*COMPILED, *words],
                                 **{"env": self.env, "cwd": self.home.folder, "stdin": subprocess.DEVNULL,
                                    "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options})
 

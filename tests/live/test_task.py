@@ -5,12 +5,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from model_server import Answer, Error, Hang, LimitReached, Shell, Think, obey_done_file
+from sandboxes import COMPILED
 
 PROGRAM = Path(__file__).resolve().parents[2] / "selftalk.py"
 AGENTS = ("claude", "codex", "opencode")
@@ -26,7 +26,7 @@ class Caller:
         folder.mkdir()
 
     def start(self, *words):
-        return subprocess.Popen([sys.executable, str(PROGRAM), *words], env=self.env, cwd=self.folder,
+        return subprocess.Popen([*COMPILED, *words], env=self.env, cwd=self.folder,
                                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def run(self, *words):
