@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from model_server import Answer, CutStream, Error, Hang, LimitReached, Shell
+from sandboxes import run_facts
 from test_task import PROMPT, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,8 +29,7 @@ class Worker:
         self.agent, self.env, self.work, self.folder = agent, {**env, **ASKS.get(agent, {})}, root / "work", root / "runs" / "1"
         self.work.mkdir()
         self.folder.mkdir(parents=True)
-        self.facts = dict({name: None for name in selftalk.START_FACTS}, format=selftalk.RUN_FORMAT, id=1, state="starting",
-                          agent="demo", turn=1, permissions="allow")
+        self.facts = run_facts(format=selftalk.RUN_FORMAT, id=1, state="starting", outcome=None, permissions="allow")
 
     def start(self, prompt, **facts):
         self.facts.update(facts)
