@@ -5723,18 +5723,18 @@ def find_wait_s(args: "argparse.Namespace") -> float:
     return max(0.0, host_limit_s(args.means.base) - (time.monotonic() - args.began_s))
 
 
-def await_one(args: "argparse.Namespace", run: Run) -> tuple[Run, Ending]:
-    """Waits for a run with the config it was asked with: who ended, and how."""
+def await_one(args: "argparse.Namespace", run: Run, *lines: str) -> tuple[Run, Ending]:
+    """Tells `lines`, and waits for a run with the config it was asked with: who ended, and how."""
     config = args.config or run.facts.get("config", "")
     with named_interrupt(run):
+        for line in lines:
+            args.tell(line)
         return see_through(run, find_wait_s(args), args.means._replace(config=lambda: load_config(config)))
 
 
 def show_answer(args: "argparse.Namespace", *lines: str) -> int:
     """Tells `lines`, waits until the turn of the run has ended, and prints how; the exit code."""
-    for line in lines:
-        args.tell(line)
-    return show_ending(args, *await_one(args, args.run))
+    return show_ending(args, *await_one(args, args.run, *lines))
 
 
 def show_pair(args: "argparse.Namespace", is_many: bool, run: Run, result: Any) -> int:
@@ -5783,13 +5783,13 @@ def leave_run(args: "argparse.Namespace", *lines: str) -> int:
     """Lets a process of its own wait for a run, and prints the run's number: no prompt stays untyped and no
     question of a first run unanswered. Nothing depends on that process."""
     run, wait = args.run, ("wait", str(args.run.id), "--quiet", "--wait", "999999h")
-    pid = start_detached((sys.executable, os.path.abspath(__file__), *wait), args.means.base)
-    with run.locked():
-        run.reload()
-        run.update(caller=read_process(pid))
-    for line in lines:
-        args.tell(line)
-    args.tell("  try: %s" % wait_command([run]))
+    with named_interrupt(run):
+        pid = start_detached((sys.executable, os.path.abspath(__file__), *wait), args.means.base)
+        with run.locked():
+            run.reload()
+            run.update(caller=read_process(pid))
+        for line in (*lines, "  try: %s" % wait_command([run])):
+            args.tell(line)
     return show(args, lambda: run_object(run), [str(run.id)])
 
 
