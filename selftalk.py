@@ -2920,9 +2920,10 @@ class Run:
 
     def __init__(self, folder: str, facts: Optional[dict[str, Any]] = None) -> None:
         self.folder, self.id = folder, int(os.path.basename(folder))
+        self.state = os.path.dirname(os.path.dirname(folder))   # the state folder that it lies in
         self.mark = "%s=%s" % (RUN_VARIABLE, folder)   # in the environment of each process of this run
         # The empty file that says it is not over: so that nobody has to read all runs to find those.
-        self.open_mark = os.path.join(folder, "..", "..", "open", str(self.id))
+        self.open_mark = os.path.join(self.state, "open", str(self.id))
         self.facts, self.stamp = facts or {}, (-1, 0.0)
         if facts is None:
             self.reload()
@@ -4438,7 +4439,8 @@ def hold_worker(run: Run, echo: Optional[Tell] = None, patience_s: float = ANSWE
 
 def stamp_asking() -> dict[str, Any]:
     """Facts of a turn that we ask for now. The second clock runs evenly, for all processes since the boot."""
-    return {"asked_at": time.time(), "asked_tick": time.monotonic(), "caller": read_process(os.getpid())}
+    return {"asked_at": time.time(), "asked_tick": time.monotonic(), "caller": read_process(os.getpid()),
+            "machine": name_machine(), "was_rebooted": False}
 
 
 def asked_for_s(run: Run) -> float:
@@ -4519,12 +4521,11 @@ def find_hindrance(run: Run, others: list[Run]) -> str:
 
 def take_slot(run: Run, **facts: Any) -> str:
     """Lets a queued run begin its start, by us: "", or why it may not."""
-    state = os.path.dirname(os.path.dirname(run.folder))
-    with hold_lock(os.path.join(state, "queue")), run.locked():
+    with hold_lock(os.path.join(run.state, "queue")), run.locked():
         run.reload()
         if not run.is_queued:
             return "it has been started, or stopped"
-        hindrance = find_hindrance(run, read_runs(state, "open", lambda line: None))
+        hindrance = find_hindrance(run, read_runs(run.state, "open", lambda line: None))
         if not hindrance:
             run.update(state="starting", started_at=time.time(), **stamp_asking(), **facts)
     return hindrance
@@ -4551,7 +4552,7 @@ def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = Non
         "depth": depth, "parent": as_number(os.path.basename(parent)), "parent_folder": parent,
         "tmux": version, "started_at": now, **stamp_asking(), "extra_args": request.extra,
         "turn": 1 if request.prompt else 0, "session_id": new_uuid() if has_session else "",
-        "machine": name_machine(), "usage_file": usage_path(state_folder(base), request.profile, launch.env),
+        "usage_file": usage_path(state_folder(base), request.profile, launch.env),
         "commit": ask_git(request.workspace, "rev-parse", "HEAD").strip() if request.chain else "",
         "record_home": record_home(request.profile.agent, launch.env)})
     with undoing_start(run):
@@ -4599,7 +4600,7 @@ def begin_turn(run: Run, prompt: str, was_over: bool, **limits: float) -> None:
         if was_over:
             write_file(run.open_mark, "")
         run.update(turn=number, outcome=None, state=state, resumed=was_over, was_queued=False, tmux=version,
-                   machine=name_machine(), was_rebooted=False, **stamp_asking(), **limits)
+                   **stamp_asking(), **limits)
         run.log("asked", turn=number)
 
 
@@ -4754,7 +4755,7 @@ def end_worker(run: Run, outcome: str, echo: Optional[Tell]) -> None:
 
 def read_children(run: Run) -> list[Run]:
     """The runs that were started inside a run and are not over: who asked for them goes with it."""
-    runs = read_runs(os.path.dirname(os.path.dirname(run.folder)), "open", lambda line: None)
+    runs = read_runs(run.state, "open", lambda line: None)
     return [child for child in runs if child.facts.get("parent_folder") == run.folder]
 
 
@@ -5037,7 +5038,7 @@ def await_slot(run: Run, wait_s: float, means: Means) -> None:
         if not before:
             means.tell("run %d: queued; %s" % (run.id, hindrance))
         means.beat(run, Doing("queued", asked_for_s(run), hindrance))
-        collect_runs(os.path.dirname(os.path.dirname(run.folder)), means.tell)
+        collect_runs(run.state, means.tell)
 
 
 def handed_over(run: Run, said: str) -> str:
@@ -5057,7 +5058,7 @@ def handed_over(run: Run, said: str) -> str:
 def move_on(run: Run, ending: Ending, means: Means) -> Optional[Run]:
     """Gives the work of a run that cannot go on to the next of its chain, once: the run that goes on, or None
     when nobody is left. What still runs of it is ended: some go on by themselves later (claude 2.1.329)."""
-    facts, state = run.facts, os.path.dirname(os.path.dirname(run.folder))
+    facts, state = run.facts, run.state
     with run.locked("moving"):
         names, turn = facts.get("chain"), {"id": run.id, "turn": facts["turn"]}
         if not names:
@@ -5622,14 +5623,14 @@ class Watch:
     def beat(self, run: Run, doing: Doing) -> None:
         """Notes what a run is doing, and shows all of them when that is due."""
         self.doings[run.id], now = doing, time.monotonic()
-        if self.is_over:
+        is_drawn = self.tell is say and now - self.drawn_s >= LIVE_S and has_live_line()
+        if self.is_over or not is_drawn and now - self.told_s < HEARTBEAT_S:
             return
+        self.drawn_s = self.told_s = now
         line = waiting_line(dict(self.doings))   # another thread may add to it
-        if self.tell is say and now - self.drawn_s >= LIVE_S and has_live_line():
-            self.drawn_s = self.told_s = now   # a terminal that does not wrap cuts it by itself
+        if is_drawn:   # a terminal that does not wrap cuts it by itself
             write_talk("\r\x1b[K\x1b[?7lselftalk: %s\x1b[?7h\r" % line)
-        elif now - self.told_s >= HEARTBEAT_S:
-            self.told_s = now
+        else:
             self.tell(line)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 import selftalk
 
-from sandboxes import FAKE_AGENT, ROOT, until_true
+from sandboxes import FAKE_AGENT, until_true
 from test_talk import Talk, hurried_program
 
 # Calls selftalk with another clock, and stops, ends or kills itself before the step that INJECT_AT names.
