@@ -3802,6 +3802,8 @@ class Worker:
                 break
         if pane.submit and self.holds(typed_prompt(self.run, prompt, pane.submit), self.look()):
             self.press(*pane.submit.clear)
+            # Whoever types next must not see it there, and press again: a second C-c ends claude 2.1.329.
+            any(not self.held(self.capture()) for _ in until(COMPOSER_PATIENCE_S, pause=self.pause))
 
     def choose_option(self, choice: str) -> str:
         """Takes the option whose label, number or first letters `choice` is, and returns its label."""

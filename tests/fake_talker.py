@@ -14,6 +14,7 @@ TALKER says how it behaves, as `name=value; name; …`; a prompt that holds [[na
     background=S  wake           a shell outlives the turn for S seconds, and then begins a turn of its own
     person=TEXT@S                another prompt begins a turn S seconds after ours began
     put_back                     Esc brings the prompt back into the input; slow_interrupt=S: it obeys S seconds late
+    slow_clear=S                 Ctrl-C empties the input S seconds late, and a second one meanwhile ends the program
     exit_on_submit=N  exit_on_start=N  no_record
 
 Everything it was given goes to TALKER_LOG, as JSON lines with the time: started, pasted, prompt, done, command, dialog, stray.
@@ -191,14 +192,18 @@ class Talker:
         elif key in (b"\x1b", b"\x03") and self.turn:
             self.log("interrupted", self.turns)
             self.after(self.number("slow_interrupt"), lambda: self.turn and self.interrupt())
-        elif key == b"\x03" and self.text:
-            self.text = ""
+        elif key == b"\x03" and self.text and not self.is_leaving:
+            self.is_leaving = "slow_clear" in self.script
+            self.after(self.number("slow_clear"), self.clear)
         elif key == b"\x03":
             if self.is_leaving:
                 self.leave(0)
             self.is_leaving, self.footer = True, "  Press Ctrl-C again to exit"
         elif key == b"\n" or key[0] >= 32 and key != b"\x7f":
             self.text += key.decode("utf-8", "replace") if not key.startswith(b"\x1b") else ""
+
+    def clear(self):
+        self.text, self.is_leaving = "", False
 
     def ask(self, words, then):
         question, *options = words.split("|")

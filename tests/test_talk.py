@@ -671,6 +671,13 @@ def test_after_an_interrupt_the_next_prompt_gets_through_alone(box, script, prom
     assert status == 2 and "has no turn to interrupt" in err
 
 
+def test_a_composer_that_empties_late_is_told_so_once(box):
+    """A second Ctrl-C ends the real one."""
+    assert box.talk("do it", "--wait", "0.7", script="put_back; slow_clear=0.6; busy=60")[0] == 75
+    assert box.run("interrupt", "1")[0] == 0
+    assert box.run("send", "1", "next [[busy=0]]")[:2] == (0, "answer 2 to next [[busy=0]]\n")
+
+
 def test_an_agent_that_stops_late_is_interrupted_once(box):
     """A second Esc would open a menu of the real one."""
     assert box.talk("do it", "--wait", "0.7", script="slow_interrupt=0.7; busy=60")[0] == 75
