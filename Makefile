@@ -57,10 +57,8 @@ bench: tmux ## what selftalk costs, as ratios within one run
 capture: tmux ## record a pane into tests/screens: make capture AGENT=claude VERSION=2.1.329 STATE=ready NAME=start SOCKET=… PANE=%0
 	$(PYTHON) tests/capture.py '$(AGENT)' '$(VERSION)' '$(STATE)' '$(NAME)' '$(SOCKET)' '$(PANE)'
 
-install:  ## copy selftalk and its skill into ~/.claude/skills and ~/.codex/skills
-	@for host in .claude .codex; do \
-	  mkdir -p "$$HOME/$$host/skills/selftalk" && cp selftalk.py SKILL.md "$$HOME/$$host/skills/selftalk/" && \
-	  echo "installed in $$HOME/$$host/skills/selftalk"; done
+install:  ## copy selftalk and its skill to the agents that are here
+	$(PYTHON) selftalk.py install-skill
 
 tmux:
 	@command -v tmux >/dev/null || sh tests/install_package tmux

@@ -60,6 +60,8 @@ class Talker:
         if self.resumes != os.path.exists(self.path):
             words = "No conversation found with session ID: %s" if self.resumes else "Session ID %s is already in use."
             sys.exit(words % self.session)
+        if "--" in words:
+            self.after(self.number("start"), lambda: self.submit(words[words.index("--") + 1]))
 
     def parse_script(self, text):
         pairs = [part.strip().partition("=") for part in text.split(";") if part.strip()]
