@@ -220,6 +220,19 @@ def test_the_version_stands_in_the_changelog():
     assert re.search(r"^## %s\b" % re.escape(selftalk.VERSION), (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
 
 
+def test_the_version_stands_in_the_plugin_manifest():
+    entry, = json.loads((ROOT / ".claude-plugin" / "marketplace.json").read_text(encoding="utf-8"))["plugins"]
+    assert entry["version"] == selftalk.VERSION
+
+
+def test_nothing_in_the_tree_confuses_a_host_or_an_installer():
+    """They take the whole tree: a second SKILL.md would be a skill, `npx skills` drops a metadata.json, installers follow
+    or refuse links, and with a plugin.json here Codex calls the skill selftalk:selftalk."""
+    tree = [path for path in ROOT.rglob("*") if not {".git", ".venv", ".live"} & set(path.relative_to(ROOT).parts)]
+    assert [path for path in tree if path.name == "SKILL.md"] == [ROOT / "SKILL.md"]
+    assert not [path for path in tree if path.name in ("metadata.json", "plugin.json") or path.is_symlink()]
+
+
 def test_the_exit_codes_in_the_readme_are_those_of_the_program():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = dict((word, int(code)) for code, word in re.findall(r"^\| (\d+) \| `(\w+)` \|", readme, re.MULTILINE))
