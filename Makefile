@@ -42,7 +42,7 @@ test-others:
 	@for python in $(OTHERS); do tests/with_python $$python || exit 1; done
 
 live: tmux $(VENV)/ready ## the real agent CLIs against a model server on 127.0.0.1; AGENTS=latest moves them on
-	SELFTALK_AGENTS='$(AGENTS)' $(PYTHON) tests/live/install_agents.py
+	SELFTALK_AGENTS='$(AGENTS)' $(VENV)/bin/python tests/live/install_agents.py
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync live-some live-others
 
 live-some:
