@@ -1263,8 +1263,10 @@ def find_profile(config: Config, name: str) -> Profile:
         raise Unusable("no profile named and no default_profile in %s" % config.source,
                        "add -p NAME; profiles: %s" % ", ".join(config.profiles))
     if wanted not in config.profiles:
-        raise Unusable("profile `%s` is not defined in %s" % (wanted, config.source),
-                       advise_word(wanted, config.profiles))
+        fix = advise_word(wanted, config.profiles)
+        if wanted in built_in_config().profiles:   # those of a config replace them
+            fix = "it is built in, but the profiles of a config replace those: add it there; or %s" % fix
+        raise Unusable("profile `%s` is not defined in %s" % (wanted, config.source), fix)
     return config.profiles[wanted]
 
 
@@ -2235,10 +2237,18 @@ def run_command(*argv: str, timeout_s: float = 10.0, stdin: str = "", env: Optio
     return Ran(ran.returncode, decode(ran.stdout), decode(ran.stderr))
 
 
+def current_folder() -> str:
+    """The folder that this process is in; the root folder when that was removed."""
+    with contextlib.suppress(OSError):
+        return os.getcwd()
+    return "/"
+
+
 def find_program(name: str, folders: str, base: str) -> str:
-    """A program's path: `name` itself when it has a slash (relative to `base`), else one in `folders`."""
-    places = [base] if "/" in name else folders.split(os.pathsep)
-    paths = [os.path.abspath(os.path.join(place, name)) for place in places]
+    """A program's path: `name` itself when it has a slash, else one in `folders`; relative ones are those of
+    `base`. "" for none."""
+    places = [""] if "/" in name else folders.split(os.pathsep)
+    paths = [os.path.normpath(os.path.join(base, place, name)) for place in places]
     return next((path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)), "")
 
 
@@ -2625,7 +2635,7 @@ def converse(argv: tuple[str, ...], send: str, is_answer: Callable[[str], object
     if echo:
         echo("+ " + " ".join(shlex.quote(word) for word in argv))
     with tempfile.TemporaryDirectory(prefix="selftalk-") as folder:
-        path, text = os.path.join(folder, "out"), ""
+        path, text, most = os.path.join(folder, "out"), "", 2_000_000   # no answer is so long
         env = {**env, "TMPDIR": folder, "SELFTALK_PROBE": folder}
         if find_program("timeout", env.get("PATH", os.defpath), folder):   # for when we are killed meanwhile
             argv = ("timeout", "-k", "1", "%d" % (deadline_s + 5.0), *argv)
@@ -2639,11 +2649,11 @@ def converse(argv: tuple[str, ...], send: str, is_answer: Callable[[str], object
             if not send:
                 asked.stdin.close()
             for _ in until(deadline_s):
-                has_ended, text = asked.poll() is not None, read_file(path) or ""
-                if has_ended or is_answer(text) or len(text) > 2_000_000:   # no answer is so long
+                has_ended, text = asked.poll() is not None, decode(read_bytes(path, 0, most + 1) or b"")
+                if has_ended or is_answer(text) or len(text) > most:
                     break
             asked.stdin.close()
-            any(asked.poll() is not None for _ in until(2.0))
+            any(asked.poll() is not None for _ in until(2.0 if len(text) <= most else 0.0))
         finally:
             end_processes(lambda: find_tree(root, "SELFTALK_PROBE=" + folder))
             asked.wait()
@@ -2724,8 +2734,9 @@ def socket_identity(path: str) -> Optional[list[int]]:
 
 
 def sockets_folder(env: dict[str, str]) -> str:
-    """Where tmux has its sockets."""
-    return os.path.join(env.get("TMUX_TMPDIR") or "/tmp", "tmux-%d" % os.getuid())
+    """Where tmux has its sockets: it takes /tmp when its variable names nothing that is there."""
+    folder = env.get("TMUX_TMPDIR") or "/tmp"
+    return os.path.join(folder if os.path.exists(folder) else "/tmp", "tmux-%d" % os.getuid())
 
 
 def find_dead_sockets(env: dict[str, str]) -> Iterator[str]:
@@ -2748,7 +2759,8 @@ def check_tmux() -> tuple[int, int]:
     try:
         found = re.search(r"(\d+)\.(\d+)", run_command("tmux", "-V").out)
     except Missing as error:
-        raise Missing("tmux: not found", "apt install tmux, dnf install tmux or brew install tmux") from error
+        fix = "apt install tmux, dnf install tmux or brew install tmux; or -H, which needs none"
+        raise Missing("tmux: not found", fix) from error
     version = (int(found.group(1)), int(found.group(2))) if found else TMUX_FLOOR
     if version < TMUX_FLOOR:
         raise Missing("tmux: version %d.%d is too old, selftalk needs %d.%d" % (version + TMUX_FLOOR),
@@ -2762,7 +2774,7 @@ def explain_tmux(ran: Ran, doing: str) -> Failure:
     what, lower = "tmux: %s: %s" % (doing, words), words.lower()
     if "not permitted" in lower or "permission denied" in lower:
         return Unusable(what, "allow this sandbox to use tmux, or run outside of it")
-    if "too long" in lower:
+    if "too long" in lower or "create directory" in lower:
         return Unusable(what, "set TMUX_TMPDIR to a folder with a short path")
     return Failure(what, "run it again with -v to see the tmux commands")
 
@@ -4269,7 +4281,7 @@ def read_account(profile: Profile, base: dict[str, str], *, is_fresh: bool = Fal
     """The usage of the account that a profile would run on now: as kept when that is new enough, else asked
     for. What was known last stays, with its time, when nothing can be read. `Missing` without its agent."""
     env, began = compose_env(profile, base, os.getuid() == 0), time.time()
-    program = find_program(profile.command, env.get("PATH", os.defpath), os.getcwd())
+    program = find_program(profile.command, env.get("PATH", os.defpath), current_folder())
     if not program:
         raise Missing("%s is not installed" % profile.name, profile.agent.install)
     path = usage_path(state_folder(base), profile, env)
@@ -4371,7 +4383,7 @@ STALL_S = 600.0
 UNKNOWN_PROMPT_S = 5.0   # a screen that waits so long is believed against a record without our prompt
 TROUBLES = {             # states that end a turn without an answer, and what to do then
     "login": "start the agent once by hand and log in", "failed": "look at it",
-    "limited": "wait for the reset, or name another profile"}
+    "limited": "wait for the reset, or next time --wait-for-reset, or --failover to another agent"}
 RESET_GRACE_S = 5.0      # clocks differ
 GO_ON = "The usage limit is over: go on with what you were asked."
 HANDED_OVER = """%s
@@ -5435,7 +5447,9 @@ Each exit code comes with a line that says what happened and a line `try:` that 
 - `SELFTALK result 7` shows an answer again; `SELFTALK show 7` all that is known of a run.
 """
 SKILL_FILES = ("selftalk.py", "SKILL.md")   # in this order: it is the second one that makes a folder a skill
+SKILL_MODES = dict(zip(SKILL_FILES, (0o755, 0o644)))
 SKILLS_FORMAT = 1
+NOT_WRITABLE = "make it yours, or name other hosts by --provider"
 
 
 class Placed(NamedTuple):
@@ -5450,18 +5464,16 @@ class Placed(NamedTuple):
     fix: str = ""
 
 
-def own_skill() -> dict[str, str]:
-    """The files of the skill, as this copy of selftalk has them."""
-    return dict(zip(SKILL_FILES, (read_file(os.path.abspath(__file__)) or "", SKILL)))
-
-
 def skill_folder(home: SkillHome, env: dict[str, str], project: str = "") -> str:
     """Where the skill belongs, for a host: its user's, or that of a project."""
     if project:
         own = ".%s/skills" % home.host
         return os.path.join(project, AGENTS_SKILLS if home.is_shared else own, "selftalk")
     variable, otherwise = home.home
-    base = otherwise.replace("~", env.get("HOME") or os.path.expanduser("~"), 1)
+    above = env.get("HOME", os.path.expanduser("~"))
+    if not os.path.isabs(above):
+        raise Unusable("HOME: `%s` is not an absolute path" % above, "set it to your home folder")
+    base = otherwise.replace("~", above, 1)
     base = env[variable] if os.path.isabs(env.get(variable, "")) else base
     return os.path.join(base, home.folder, "selftalk")
 
@@ -5470,7 +5482,8 @@ def find_project(folder: str) -> str:
     """The root of the git repository that a folder lies in; without one the folder itself."""
     above = folder
     while above != os.path.dirname(above):
-        if os.path.lexists(os.path.join(above, ".git")):
+        git = os.path.join(above, ".git")
+        if os.path.isfile(git) or os.path.lexists(os.path.join(git, "HEAD")):
             return above
         above = os.path.dirname(above)
     return folder
@@ -5504,12 +5517,12 @@ def order_versions(*texts: str) -> list[tuple[int, ...]]:
     return [tuple(map(int, re.findall(r"[0-9]{1,9}", text)[:3])) for text in texts]
 
 
-def judge_skill(folder: str, hosts: Iterable[str], entry: dict[str, Any], *,
+def judge_skill(folder: str, hosts: Iterable[str], entry: dict[str, Any], own: dict[str, str], *,
                 is_strict: bool = False) -> Placed:
     """What lies where the skill belongs. Ours is what install-skill has put there and nobody has changed;
-    and, unless `is_strict`, what this copy would put there, and another version that was copied by hand."""
+    and, unless `is_strict`, the files of this copy, and another version that was copied there by hand."""
     found = {name: read_file(os.path.join(folder, name)) for name in SKILL_FILES}
-    own, script = own_skill(), found[SKILL_FILES[0]] or ""
+    script, marks = found[SKILL_FILES[0]] or "", as_map(entry.get("files"))
     copy = Placed(tuple(hosts), folder, "foreign", script_version(script),
                   fix="look at it; --force replaces it")
     there, here = order_versions(copy.version, VERSION)
@@ -5524,96 +5537,173 @@ def judge_skill(folder: str, hosts: Iterable[str], entry: dict[str, Any], *,
     if os.path.lexists(os.path.join(folder, ".git")):
         return copy._replace(what="is a git clone", fix="git -C %s pull" % shlex.quote(folder))
     if not is_strict and there > here:
-        return copy._replace(what="is %s, newer than this one, %s" % (copy.version, VERSION))
+        return copy._replace(what="is %s, newer than this one, %s" % (copy.version, VERSION),
+                             fix="use that one; --force replaces it")
     for name, text in found.items():
-        path, known = os.path.join(folder, name), as_map(entry.get("files")).get(name) or ()
-        is_other = copy.version not in ("", VERSION) and (   # its SKILL.md stands in it, too
-            name == SKILL_FILES[0] or (text or "") in script.replace("\\\n", ""))
+        path, known = os.path.join(folder, name), marks.get(name) or ()
+        is_other = not known and copy.version not in ("", VERSION) and (   # its SKILL.md stands in it, too
+            name == SKILL_FILES[0] or bool(text) and text in script.replace("\\\n", ""))
         is_ours = checksum(text) in known or not is_strict and (is_other or text == own[name])
         if os.path.lexists(path) and (os.path.islink(path) or not is_ours):
             return copy._replace(what="%s there is not as install-skill has put it there" % name)
     return copy._replace(did="ours" if any(found.values()) else "absent")
 
 
-def skill_litter(folder: str) -> list[str]:
-    """What somebody who was killed in write_file has left of the skill's files."""
-    pattern = r"(%s)\.\d+\.\d+\.tmp" % "|".join(map(re.escape, SKILL_FILES))
-    return [name for name in list_names(folder) if re.fullmatch(pattern, name)]
+def text_list(value: object) -> list[str]:
+    """The texts of a list; none of anything else."""
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
+
+
+def read_skills(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What skills.json says of each folder, whatever somebody has made of it."""
+    return {folder: {"project": str(one.get("project") or ""), "hosts": text_list(one.get("hosts")),
+                     "link": str(one.get("link") or ""),
+                     "files": {name: text_list(marks) for name, marks in as_map(one.get("files")).items()}}
+            for folder, one in ((folder, as_map(one)) for folder, one in as_map(facts.get("skills")).items())
+            if one and os.path.isabs(folder) and "\0" not in folder}
+
+
+def remove_litter(folder: str, names: Iterable[str]) -> None:
+    """Removes what somebody who was killed in here has left: NAME.1234.5.tmp, and links of that name."""
+    pattern = r"(?:%s)\.[\d.]+\.tmp" % "|".join(map(re.escape, names))
+    for path in (os.path.join(folder, name) for name in list_names(folder) if re.fullmatch(pattern, name)):
+        remove_skill(path) if os.path.isdir(path) else remove_file(path)
 
 
 def remove_skill(folder: str) -> None:
     """Removes the files of the skill, or the link to its folder; a folder that is empty then goes, too."""
-    with using_file(folder, "removed", "make it yours"):
+    with using_file(folder, "removed", NOT_WRITABLE):
         if os.path.islink(folder) or os.path.isfile(folder):
             return os.unlink(folder)
-        for name in (*reversed(SKILL_FILES), *skill_litter(folder)):
+        for name in reversed(SKILL_FILES):
             remove_file(os.path.join(folder, name))
+        remove_litter(folder, SKILL_FILES)
     remove_empty([folder])
 
 
-def place_skill(folder: str, is_link: bool) -> None:
-    """Puts the skill into a folder, or a link to where this copy lies. Each file is the old or the new one at
-    any moment; a folder becomes a skill when all of it is there."""
-    own, link = os.path.dirname(os.path.abspath(__file__)), folder + ".%d.tmp" % os.getpid()
-    if is_link != os.path.islink(folder) or os.path.isfile(folder):
-        remove_skill(folder) if os.path.lexists(folder) else None
-    if is_link:
-        with using_file(folder, "linked", "move what lies there away"):
-            os.symlink(own, link)
-            try:
-                os.replace(link, folder)
-            except OSError:
-                remove_file(link)
-                raise
-        return
-    make_folder(folder, 0o777)
-    for name in skill_litter(folder):
-        remove_file(os.path.join(folder, name))
-    for name, text in own_skill().items():
-        write_file(os.path.join(folder, name), text, 0o755 if name == SKILL_FILES[0] else 0o644)
+def place_skill(folder: str, files: dict[str, str], link: str) -> None:
+    """Puts the files into a folder, or makes it a link. Each file is the old or the new one at any moment, a
+    folder becomes a skill when all of it is there, and what cannot be replaced stays."""
+    above, is_folder = os.path.dirname(folder), os.path.isdir(folder) and not os.path.islink(folder)
+    others = sorted({*list_names(folder)} - {*SKILL_FILES}) if is_folder else []
+    aside, old = (os.path.join(above, ".selftalk.%d.%d.tmp" % (os.getpid(), number)) for number in (1, 2))
+    if link and others:
+        what = "%s: holds other files: %s" % (folder, " ".join(others))
+        raise Unusable(what, "move them away, or use --copy")
+    remove_litter(above, [".selftalk"])
+    remove_litter(folder, SKILL_FILES) if is_folder else None
+    is_aside = bool(link) or os.path.lexists(folder) and not is_folder
+    with using_file(folder, "written", NOT_WRITABLE):
+        try:
+            os.symlink(link, aside) if link else os.makedirs(aside if is_aside else folder, exist_ok=True)
+            for name, text in files.items() if not link else ():
+                write_file(os.path.join(aside if is_aside else folder, name), text, SKILL_MODES[name])
+            if is_aside and os.path.lexists(folder):
+                os.rename(folder, old)
+            os.rename(aside, folder) if is_aside else None
+        except BaseException:
+            if os.path.lexists(old) and not os.path.lexists(folder):
+                os.rename(old, folder)
+            raise
+        finally:
+            remove_litter(above, [".selftalk"])
 
 
 class SkillRecord:
-    """What install-skill has put where: skills.json in the state folder, which goes when that is nothing."""
+    """What install-skill has put where: skills.json in the state folder, which goes when that is nothing.
+    Nobody else changes it, or what it tells of, while it is opened."""
 
-    def __init__(self, state: str) -> None:
+    def __init__(self, env: dict[str, str], project: str) -> None:
+        state, path = state_folder(env), os.path.abspath(__file__)
+        self.env, self.project, self.own = env, project, os.path.dirname(path)
+        self.files = dict(zip(SKILL_FILES, (read_file(path) or "", SKILL)))   # as this copy has them
+        if not script_version(self.files[SKILL_FILES[0]]):
+            raise Unusable("%s: cannot be read any more" % path, "call selftalk.py where it lies")
         self.path, self.made = os.path.join(state, "skills.json"), make_folder(state)
-        self.skills: dict[str, dict[str, Any]] = {}   # by folder: hosts, project, files, link, made
+        self.skills: dict[str, dict[str, Any]] = {}   # by folder: hosts, project, files, link
 
     def note(self, folder: str, entry: dict[str, Any]) -> None:
-        """Writes down what lies in a folder; {} for nothing of ours."""
+        """Writes down what lies in a folder; {} for nothing of ours. Folders that nobody needs go."""
         self.skills = {name: one for name, one in {**self.skills, folder: entry}.items() if one}
+        if not entry:
+            remove_empty(sorted(self.made))
+            self.made = [made for made in self.made if os.path.isdir(made)]
+        if not self.skills:
+            return   # who has opened it removes the file
         kept = {"format": SKILLS_FORMAT, "made": self.made, "skills": self.skills}
         write_file(self.path, json.dumps(kept) + "\n")
 
     @contextlib.contextmanager
     def opened(self) -> Iterator["SkillRecord"]:
-        """Nobody else changes it, or what it tells of, in here."""
+        """Reads it, and holds it."""
         with hold_lock(self.path + ".lock"):
             facts = parse_object(read_file(self.path))
             if facts and facts.get("format") != SKILLS_FORMAT:
                 raise Unusable("%s: written by another version of selftalk" % self.path, "use that version")
-            self.skills = {name: as_map(one) for name, one in as_map(facts.get("skills")).items()}
-            self.made = facts.get("made") or self.made
+            self.skills, self.made = read_skills(facts), [*self.made, *text_list(facts.get("made"))]
             try:
                 yield self
             finally:
                 if not self.skills:
                     attempt(lambda: remove_file(self.path), lambda: remove_file(self.path + ".lock"))
-                    remove_empty(self.made)
+                    remove_empty(sorted(self.made))
 
+    def judge(self, folder: str, hosts: Iterable[str], is_strict: bool = False) -> Placed:
+        """What lies there."""
+        return judge_skill(folder, hosts, self.skills.get(folder, {}), self.files, is_strict=is_strict)
 
-def group_homes(homes: list[SkillHome], env: dict[str, str], project: str) -> dict[str, list[SkillHome]]:
-    """The folders that the skill belongs into, with the hosts that each of them is for: their own, unless
-    there is one, or is to be one, that they share."""
-    found: dict[str, list[SkillHome]] = {}
-    common = skill_folder(SKILL_HOMES[-1], env)
-    has_common = SKILL_HOMES[-1] in homes or os.path.lexists(common)
-    for home in homes:
-        folder = skill_folder(home, env, project)
-        is_common = home.is_shared and has_common and not (project or os.path.lexists(folder))
-        found.setdefault(common if is_common else folder, []).append(home)
-    return found
+    def place(self, copy: Placed, link: str) -> Placed:
+        """Puts the skill into one folder. It is noted before, so that the record is never less than the
+        truth; the old checksums count, too: we may be cut off in between."""
+        folder, entry = copy.folder, self.skills.get(copy.folder, {})
+        known = as_map(entry.get("files"))
+        files = {name: list(dict.fromkeys([checksum(text), *known.get(name, ())]))[:2]
+                 for name, text in self.files.items()}
+        new = {"project": self.project, "hosts": sorted({*copy.hosts, *(entry.get("hosts") or ())}),
+               "link": link, "files": files}
+        try:
+            self.made += make_folder(os.path.dirname(folder), 0o777)
+            self.note(folder, new)
+            place_skill(folder, self.files, link)
+        except Failure as failure:
+            if copy.did == "absent":   # half of it would be nobody's; of an update both are known
+                attempt(lambda: remove_skill(folder), lambda: self.note(folder, entry))
+            raise Unusable(failure.what, failure.fix if "other files" in failure.what else NOT_WRITABLE)
+        did = "installed" if copy.did == "absent" else "updated"
+        return copy._replace(did=did, version=VERSION, was=copy.version, what="", fix="")
+
+    def install(self, folder: str, hosts: list[str], kind: str, is_forced: bool) -> Placed:
+        """Puts the skill into one folder, when that may be."""
+        copy, entry, was_link = self.judge(folder, hosts), self.skills.get(folder, {}), os.path.islink(folder)
+        is_link = kind == "link" or not kind and was_link and copy.did != "foreign"
+        is_own = not was_link and os.path.realpath(folder) == os.path.realpath(self.own)
+        is_elsewhere = was_link and not kind and os.path.realpath(folder) != os.path.realpath(self.own)
+        if copy.did == "foreign" and not is_forced:
+            return copy._replace(did="refused")
+        if copy.did == "up-to-date" and (is_own or is_link == was_link):   # no link to itself
+            hosts = sorted({*hosts, *(entry.get("hosts") or hosts)})
+            self.note(folder, {**entry, "hosts": hosts}) if entry and hosts != entry.get("hosts") else None
+            return copy._replace(fix="")
+        if copy.did == "ours" and is_elsewhere:
+            return copy._replace(did="left", what="is a link to %s" % os.readlink(folder),
+                                 fix="bring that up to date, or --copy")
+        return self.place(copy, self.own if is_link else "")
+
+    def uninstall(self, folder: str, hosts: list[str], is_forced: bool) -> Placed:
+        """Takes the skill out of one folder, when it has been put there and nobody has changed it."""
+        entry, copy = self.skills.get(folder, {}), self.judge(folder, hosts, is_strict=True)
+        copy = copy._replace(fix="look at it; --force removes it")
+        rest = sorted({*(entry.get("hosts") or ())} - {*hosts})
+        if rest:   # others need it
+            self.note(folder, {**entry, "hosts": rest})
+            return copy._replace(did="left", what="is used by %s as well" % ", ".join(rest), fix="")
+        if not entry and not is_forced:
+            return copy._replace(did="left", what="was not put there by install-skill")
+        if copy.did == "foreign" and not is_forced:
+            return copy._replace(did="refused")
+        remove_skill(folder) if os.path.lexists(folder) else None
+        self.note(folder, {})
+        return copy._replace(did="removed", what="", fix="")
 
 
 def name_hosts(homes: Iterable[SkillHome]) -> list[str]:
@@ -5621,86 +5711,67 @@ def name_hosts(homes: Iterable[SkillHome]) -> list[str]:
     return [home.host for home in homes]
 
 
-def install_one(copy: Placed, record: SkillRecord, is_link: bool, facts: dict[str, Any]) -> Placed:
-    """Puts the skill into one folder. The record is written before: it is never less than the truth."""
-    folder, entry = copy.folder, record.skills.get(copy.folder, {})
-    known, new = as_map(entry.get("files")), copy._replace(version=VERSION, what="", fix="")
-    made = [*(entry.get("made") or ()), *make_folder(os.path.dirname(folder), 0o777)]
-    made += [folder] if not is_link and not os.path.isdir(folder) else []
-    link = os.path.dirname(os.path.abspath(__file__)) if is_link else None
-    files = {name: [checksum(text), *known.get(name, ())][:2] for name, text in own_skill().items()}
+def group_homes(homes: list[SkillHome], env: dict[str, str], project: str) -> dict[str, list[SkillHome]]:
+    """The folders that the skill belongs into, with the hosts that each of them is for: their own, unless
+    there is one, or is to be one, that they share."""
+    found: dict[str, list[SkillHome]] = {}
+    common = skill_folder(SKILL_HOMES[-1], env)
+    own = {home: skill_folder(home, env, project) for home in homes}
+    real = os.path.realpath(common)   # of which another host's may be a link, or its folder of skills is one
+    has_common = SKILL_HOMES[-1] in homes or os.path.lexists(common) or \
+        any(os.path.realpath(folder) == real for folder in own.values())
+    for home, folder in own.items():
+        is_common = not project and has_common and (
+            home.is_shared and not os.path.lexists(folder) or os.path.realpath(folder) == real)
+        found.setdefault(common if is_common else folder, []).append(home)
+    return found
+
+
+def try_skill(deed: Callable[[], Placed], folder: str, hosts: list[str]) -> Placed:
+    """What `deed` returns: trouble with one host does not keep it from the others."""
     try:
-        record.note(folder, {**facts, "made": made, "link": link, "files": files})
-        place_skill(folder, is_link)
-    except Failure:
-        record.note(folder, entry)
-        remove_empty(made)
-        raise
-    return new._replace(did="installed") if copy.did == "absent" else \
-        new._replace(did="updated", was=copy.version)
+        return deed()
+    except Failure as failure:
+        what = failure.what.replace(folder + ": ", "", 1)
+        return Placed(tuple(hosts), folder, "refused", what=what, fix=failure.fix)
 
 
 def install_skills(homes: list[SkillHome], env: dict[str, str], project: str, *, kind: str,
                    is_forced: bool) -> Iterator[Placed]:
     """Puts the skill where hosts look for it, as a "link", a "copy", or ("") as it is there already. What is
-    not ours stays unless `is_forced`. Trouble with one host does not keep it from the others."""
-    own = os.path.dirname(os.path.abspath(__file__))
-    files = {name: read_file(os.path.join(own, name)) for name in SKILL_FILES}
-    if kind == "link" and files != own_skill():
-        raise Unusable("--link: there is no SKILL.md of this selftalk.py in %s" % own, "use --copy")
-    with SkillRecord(state_folder(env)).opened() as record:
+    not ours stays unless `is_forced`. Who gets it by the folder that they share has none of its own."""
+    with SkillRecord(env, project).opened() as record:
+        if kind == "link" and {name: read_file(os.path.join(record.own, name)) for name in SKILL_FILES} \
+                != record.files:
+            what = "--link: there is no SKILL.md of this selftalk.py in %s" % record.own
+            raise Unusable(what, "use --copy")
         for folder, group in group_homes(homes, env, project).items():
-            entry, hosts = record.skills.get(folder, {}), name_hosts(group)
-            copy = judge_skill(folder, hosts, entry)
-            was_link = os.path.islink(folder)
-            is_link = kind == "link" or not kind and was_link and copy.did != "foreign"
-            is_own = not was_link and os.path.realpath(folder) == os.path.realpath(own)
-            if copy.did == "foreign" and not is_forced:
-                yield copy._replace(did="refused")
-            elif copy.did == "up-to-date" and (is_own or is_link == was_link):   # no link to itself
-                yield copy._replace(fix="")
-            else:
-                facts = {"project": project, "hosts": sorted({*hosts, *(entry.get("hosts") or ())})}
-                try:
-                    yield install_one(copy, record, is_link, facts)
-                except Failure as failure:
-                    yield copy._replace(did="refused", what=failure.what, fix=failure.fix)
-
-
-def uninstall_one(copy: Placed, record: SkillRecord, is_forced: bool) -> Placed:
-    """Takes the skill out of one folder, and the folders away that were made for it."""
-    entry, copy = record.skills.get(copy.folder, {}), copy._replace(fix="look at it; --force removes it")
-    if not entry and not is_forced:
-        return copy._replace(did="left", what="was not put there by install-skill")
-    if copy.did == "foreign" and not is_forced:
-        return copy._replace(did="refused")
-    try:
-        remove_skill(copy.folder) if copy.did != "absent" else None
-        remove_empty(entry.get("made") or [])
-        record.note(copy.folder, {})
-    except Failure as failure:
-        return copy._replace(did="refused", what=failure.what, fix=failure.fix)
-    return copy._replace(did="removed", what="", fix="")
+            hosts = name_hosts(group)
+            yield try_skill(lambda: record.install(folder, hosts, kind, is_forced), folder, hosts)
+        if SKILL_HOMES[-1] in homes and not project:
+            for home in (home for home in SKILL_HOMES[:-1] if home.is_shared):
+                folder = skill_folder(home, env)
+                if folder in record.skills:
+                    names = [home.host]
+                    yield try_skill(lambda: record.uninstall(folder, names, False), folder, names)
 
 
 def uninstall_skills(names: list[str], env: dict[str, str], project: str, *,
                      is_forced: bool) -> Iterator[Placed]:
     """Takes back what install-skill has put somewhere, for these hosts or all of them, and nothing else."""
     homes = find_homes(names, env) if names else list(SKILL_HOMES)
-    with SkillRecord(state_folder(env)).opened() as record:
+    with SkillRecord(env, project).opened() as record:
         folders = {folder: name_hosts(group) for folder, group in group_homes(homes, env, project).items()}
-        for folder, entry in list(record.skills.items()):
+        for folder, entry in record.skills.items():
             hosts = entry.get("hosts") or []
-            if entry.get("project") != project or names and not set(names) & set(hosts):
-                continue
-            rest = [host for host in hosts if names and host not in names]
-            if rest:   # others need it
-                record.note(folder, {**entry, "hosts": rest})
-            folders[folder] = [] if rest else hosts
+            folders[folder] = [host for host in hosts if host in names or not names] \
+                if entry.get("project") == project else []
         for folder, hosts in folders.items():
-            copy = judge_skill(folder, hosts, record.skills.get(folder, {}), is_strict=True)
-            if hosts and (folder in record.skills or copy.version):
-                yield uninstall_one(copy, record, is_forced)
+            if hosts and (folder in record.skills or judge_skill(folder, hosts, {}, record.files).version):
+                yield try_skill(lambda: record.uninstall(folder, hosts, is_forced), folder, hosts)
+
+
+VERSION_NUMBER = re.compile(r"\d+\.\d+(?:\.\d+)?(?:-[\w.]+)?\b")
 
 
 class Finding(NamedTuple):
@@ -5727,8 +5798,8 @@ def read_agent_version(program: str, env: dict[str, str]) -> str:
         if any(os.path.normpath(os.path.join(folder, str(one))) == path for one in commands):
             return str(package.get("version"))
     with contextlib.suppress(Failure):
-        said = converse((program, "--version"), "", lambda text: False, env=env, deadline_s=PROBE_S)
-        found = re.search(r"\d+\.\d+(?:\.\d+)?(?:-[\w.]+)?", clean_text(said))
+        said = converse((program, "--version"), "", VERSION_NUMBER.search, env=env, deadline_s=PROBE_S)
+        found = VERSION_NUMBER.search(clean_text(said))
         return found.group() if found else ""
     return ""
 
@@ -5736,22 +5807,25 @@ def read_agent_version(program: str, env: dict[str, str]) -> str:
 def describe_login(usage: Usage) -> tuple[str, str]:
     """What is known of an agent's login, without a look at a credential: for a person, and for --json."""
     has_login = usage.has_login if usage.has_login is not None else True if usage.windows else None
-    words = {True: "logged in", False: "not logged in", None: "login not told"}[has_login]
+    words = {True: "logged in", False: "not logged in", None: "login unknown"}[has_login]
     return words, {True: "yes", False: "no", None: "unknown"}[has_login]
 
 
 def examine_agent(agent: Agent, env: dict[str, str], echo: Optional[Tell]) -> Finding:
     """Whether an agent is there, its version beside the one that its rules were seen on, and its login."""
-    program = find_program(agent.command, env.get("PATH", os.defpath), "/")
+    program, began_s = find_program(agent.command, env.get("PATH", os.defpath), "/"), time.monotonic()
     if not program:
         return Finding("note", agent.name, "not installed", agent.install, {"path": None})
     version = read_agent_version(program, env)
+    facts = {"path": program, "version": version or None, "seen": agent.seen or None, "login": "no"}
+    if not version and time.monotonic() - began_s >= PROBE_S:
+        text = "does not answer, " + program
+        return Finding("wrong", agent.name, text, "run %s --version" % program, facts)
     profile = built_in_config().profiles.get(agent.name)
     usage = read_account(profile, env, echo=echo) if profile else Usage()
-    login, has_login = describe_login(usage)
-    facts = {"path": program, "version": version or None, "seen": agent.seen or None, "login": has_login}
-    text = ", ".join((version or "version not told", login, program))
-    if has_login == "no":
+    login, facts["login"] = describe_login(usage)
+    text = ", ".join((version or "version unknown", login, program))
+    if facts["login"] == "no":
         return Finding("note", agent.name, text, "start %s and log in" % agent.command, facts)
     if agent.seen and version and version != agent.seen:
         there, seen = order_versions(version, agent.seen)
@@ -5806,30 +5880,35 @@ def examine_config(load: Callable[[], Config], env: dict[str, str]) -> Iterator[
     text = "%s, %d profiles%s" % (config.source, len(config.profiles), default)
     yield Finding("ok", "config", text, "", facts)
     for profile in config.profiles.values() if config.source != built_in_config().source else ():
-        if not find_program(profile.command, env.get("PATH", os.defpath), os.getcwd()):
+        if not find_program(profile.command, env.get("PATH", os.defpath), current_folder()):
             what = "%s: its command %s is not found" % (profile.name, profile.command)
             yield Finding("wrong", "profile", what, profile.agent.install or "install it, or mend the config")
 
 
 def examine_skills(env: dict[str, str]) -> Iterator[Finding]:
     """Whether the hosts that are there have the skill, once, and as this copy has it."""
-    known = as_map(parse_object(read_file(os.path.join(state_folder(env), "skills.json"))).get("skills"))
-    common = skill_folder(SKILL_HOMES[-1], env)
+    known = read_skills(parse_object(read_file(os.path.join(state_folder(env), "skills.json"))))
+    own = dict(zip(SKILL_FILES, (read_file(os.path.abspath(__file__)) or "", SKILL)))
+    common, without = skill_folder(SKILL_HOMES[-1], env), []
     for folder, group in group_homes([home for home in SKILL_HOMES if has_host(home, env)], env, "").items():
         hosts = name_hosts(group)
-        copy, names = judge_skill(folder, hosts, as_map(known.get(folder))), ", ".join(hosts)
-        fix = own_command("install-skill --provider %s" % " ".join(hosts))
+        names, again = " ".join(hosts), own_command("install-skill --provider " + " ".join(hosts))
+        copy = judge_skill(folder, hosts, known.get(folder, {}), own)
         facts = {"hosts": hosts, "path": folder, "version": copy.version or None, "copy": copy.did}
         text = "for %s: %s, %s" % (names, copy.version or "no version", folder)
         if copy.did == "absent":
-            yield Finding("note", "skill", "for %s: not there" % names, fix, facts)
+            without += hosts
         elif copy.did != "up-to-date":
             why = copy.what or "another one than this copy, %s" % VERSION
-            yield Finding("note", "skill", "%s: %s" % (text, why), fix + " --force" * bool(copy.what), facts)
+            yield Finding("note", "skill", "%s: %s" % (text, why), copy.fix if copy.what else again, facts)
         elif group[0].is_shared and folder != common and os.path.lexists(common):
-            yield Finding("note", "skill", "%s, and once more in %s" % (text, common), "remove one", facts)
+            fix = again.replace("--provider", "--uninstall --provider") if folder in known else "remove one"
+            yield Finding("note", "skill", "%s, and once more in %s" % (text, common), fix, facts)
         else:
             yield Finding("ok", "skill", text, "", facts)
+    if without:
+        yield Finding("note", "skill", "for %s: not there" % " ".join(without), own_command("install-skill"),
+                      {"hosts": without, "path": None, "version": None, "copy": "absent"})
 
 
 def examine_leftovers(env: dict[str, str]) -> Finding:
@@ -5841,7 +5920,8 @@ def examine_leftovers(env: dict[str, str]) -> Finding:
     if told:
         return Finding("note", "leftovers", "cannot be read: " + "; ".join(told), "look into them", facts)
     if found:
-        return Finding("note", "leftovers", "%d, as %s" % (len(found), found[0]), own_command("prune"), facts)
+        text = "%d that can be removed; the first: %s" % (len(found), found[0])
+        return Finding("note", "leftovers", text, own_command("prune"), facts)
     return Finding("ok", "leftovers", "none", "", facts)
 
 
@@ -5869,17 +5949,21 @@ def examine(load: Callable[[], Config], env: dict[str, str], echo: Optional[Tell
     yield from examine_config(load, env)
     agents = [row for row in AGENT_ROWS if row.command and (
         row.install or find_program(row.command, env.get("PATH", os.defpath), "/"))]
-    looks = [functools.partial(examine_agent, row, env, echo) for row in agents]
-    found = do_together(looks, lambda results: False, 3 * PROBE_S) if state.mark == "ok" else []
-    for row, one in zip(agents, found):
-        yield as_finding(row.name, one) if isinstance(one, Failure) else \
-            one or Finding("wrong", row.name, "does not answer", "run %s --version" % row.command)
-    if not any(isinstance(one, Finding) and one.facts.get("login") in ("yes", "unknown") for one in found):
-        yield Finding("wrong", "agents", "none is installed and logged in", AGENTS[ROUTE[0]].install)
+    there = []
+    for row in agents if state.mark == "ok" else ():   # in turn: Ctrl-C ends the one that is asked
+        one = examine_agent(row, env, echo)
+        there += [(row, one.facts["login"])] if one.facts["path"] else []
+        yield one
+    if state.mark == "ok" and not there:
+        yield Finding("wrong", "agents", "none is installed", AGENTS[ROUTE[0]].install)
+    elif there and not any(login in ("yes", "unknown") for _, login in there):
+        yield Finding("wrong", "agents", "none is logged in", "start %s and log in" % there[0][0].command)
     yield from examine_host(env)
-    if state.mark == "ok":
+    try:
         yield from examine_skills(env)
         yield examine_leftovers(env)
+    except Failure as failure:
+        yield as_finding("skill", failure)
 
 
 # =============================================================================
@@ -5971,7 +6055,7 @@ def ending_lines(run: Run, ending: Ending) -> list[str]:
     fix = ending.fix + where
     if ending.options:
         fix = "%s, or%s" % (own_command("answer %d %s" % (run.id, shlex.quote(ending.options[0]))), where)
-    screen = [line.rstrip() for line in (read_file(path) or "").split("\n") if line.strip()]
+    screen = [line.rstrip(" │┃") for line in (read_file(path) or "").split("\n") if re.search(r"\w", line)]
     quoted = ["  | " + line for line in screen[-LAST_LINES:]]
     return ["%s: %s" % (head, ending.what), *quoted, "  try: %s" % fix]
 
@@ -6510,7 +6594,7 @@ def cmd_run(args: "argparse.Namespace") -> int:
 def cmd_send(args: "argparse.Namespace") -> int:
     """Gives a run its next prompt and waits for the answer."""
     send_prompt(args.run, find_prompt(args), args.means, max_time_s=args.max_time, stall_s=args.stall)
-    return (leave_run if args.detach else show_answer)(args, started_line(args.run, "asked"))
+    return (leave_run if args.detach else show_answer)(args, started_line(args.run, "was asked"))
 
 
 def cmd_answer(args: "argparse.Namespace") -> int:
@@ -6612,6 +6696,7 @@ def cmd_list(args: "argparse.Namespace") -> int:
     count = len(list_numbers(os.path.join(args.state, "runs"))) - max(LISTED, len(runs))
     if count > 0 and not args.all:
         args.tell("%d older runs are not shown: --all shows them" % count)
+    args.tell("no runs yet") if not runs else None
     doings = read_doings(runs, args.echo)
     width = os.isatty(1) and os.get_terminal_size(1).columns or None   # a row is a row
     rows = order_tree(runs) if args.tree else [(0, run) for run in runs]
@@ -6692,7 +6777,7 @@ def cmd_skill(args: "argparse.Namespace") -> int:
 
 def cmd_install_skill(args: "argparse.Namespace") -> int:
     """Puts the skill where hosts look for it, or takes it back."""
-    env, names = args.means.base, args.provider
+    env, names = args.means.base, [name for word in args.provider for name in word.split(",") if name]
     project = find_project(resolve_workspace("")) if args.project else ""
     if args.uninstall:
         rows = list(uninstall_skills(names, env, project, is_forced=args.force))
@@ -6700,12 +6785,14 @@ def cmd_install_skill(args: "argparse.Namespace") -> int:
     else:
         homes = find_homes(names, env)
         if not homes:
-            raise Missing("no agent is found that reads skills",
-                          "name one: --provider %s" % ", ".join(home.host for home in SKILL_HOMES))
+            raise Missing("no agent that reads skills is found here; selftalk itself is ready",
+                          "name one for later: --provider %s" % " ".join(name_hosts(SKILL_HOMES)))
         rows = list(install_skills(homes, env, project, kind=args.kind, is_forced=args.force))
     show(args, lambda: [row._asdict() for row in rows], map(placed_line, rows))
     for row in rows:
         args.tell(failure_text(Failure("%s: %s" % (row.folder, row.what), row.fix))) if row.what else None
+    if {"installed", "updated"} & {row.did for row in rows}:
+        args.tell("sessions that begin now have it: `ask codex for a second opinion on this`, or /selftalk")
     return Unusable.code if any(row.did == "refused" for row in rows) else 0
 
 
@@ -6878,6 +6965,9 @@ COMMANDS = {   # verb -> (its deed, what --help says, its arguments less those t
     "skill":     (cmd_skill,     "print the SKILL.md", ()),
     "demo":      (cmd_demo,      "see the whole cycle with a built-in worker, no account needed", ()),
 }
+MEANT_VERBS = {   # what people type who know another program
+    "ps": "list", "status": "list", "history": "list", "kill": "stop", "cancel": "stop", "rm": "prune",
+    "delete": "prune", "quota": "usage", "tail": "log", "resume": "send", "install": "install-skill"}
 COMING_VERBS = ("monitor", "trust", "diff", "merge")
 
 HELP = """selftalk %s: hand a prompt to another coding agent, and get its answer back.
@@ -6915,7 +7005,9 @@ def make_parser(name: str) -> "argparse.ArgumentParser":
     """The parser of one verb."""
     import argparse   # 8 ms, and neither --version nor --help needs it
     _, told, rows = COMMANDS[name]
-    operands = " ".join(arg.takes for arg in rows if not arg.names.startswith("-"))
+    shapes = {"*": "[%s…]", "+": "%s…", "?": "[%s]"}
+    operands = " ".join(shapes.get(arg.more.get("nargs", ""), "%s") % arg.takes
+                        for arg in rows if not arg.names.startswith("-"))
     parser = argparse.ArgumentParser(prog="selftalk.py " + name, description=told, allow_abbrev=False,
                                      add_help=False, usage="%%(prog)s [options] %s" % operands)
     parser.error = refuse_arguments
@@ -6933,10 +7025,11 @@ def check_verb(words: list[str]) -> None:
         return
     if word in COMING_VERBS:
         raise Unusable("`%s` is not in this version" % word, "as a prompt: selftalk.py run -- %s" % word)
-    near = find_near_miss(word, COMMANDS)
-    if near and word.isalpha():
-        raise Unusable("`%s` is no verb" % word,
-                       "did you mean `%s`? As a prompt: selftalk.py run -- %s" % (near, word))
+    if not re.fullmatch("[A-Za-z][A-Za-z-]*", word):
+        return
+    near = MEANT_VERBS.get(word) or find_near_miss(word, COMMANDS)
+    fix = "did you mean `%s`? As a prompt" % near if near else "--help shows them; as a prompt"
+    raise Unusable("`%s` is no verb" % word, "%s: selftalk.py run -- %s" % (fix, word))
 
 
 def cmd_acp(folder: str, argv: list[str]) -> int:
@@ -6957,8 +7050,13 @@ def dispatch(words: list[str], began_s: float) -> int:
     words, literal_words = words[:at], words[at + 1:]   # which are a prompt, whatever they look like
     while len(words) > 1 and words[0] in ("--json", "-q", "--quiet", "-v", "--verbose"):
         words = words[1:] + words[:1]   # before a verb they mean the same
+    if words[:1] == ["help"] and words[1:2] and words[1] in COMMANDS:
+        words = [words[1], "--help"]
     if words[:1] in (["--help"], ["-h"], ["help"]):
         return emit(help_text())
+    if not words and not literal_words and os.isatty(0):
+        emit(help_text())
+        raise Unusable("nothing to do", "say what, as above")
     if words[:1] == ["--version"]:   # and which copy: it is vendored, so the version alone does not tell
         copy = binascii.crc32(read_bytes(os.path.abspath(__file__)) or b"")
         return emit("selftalk %s (%08x)" % (VERSION, copy))

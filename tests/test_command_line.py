@@ -516,7 +516,7 @@ def test_profiles_of_a_named_config_are_its_own(sandbox):
 
 
 def test_without_runs_the_list_is_empty(sandbox):
-    assert sandbox.run("list") == (0, "", "") and sandbox.run_json("list") == (0, [])
+    assert sandbox.run("list") == (0, "", "selftalk: no runs yet\n") and sandbox.run_json("list") == (0, [])
 
 
 RESULT_KEYS = {"id", "folder", "watch", "name", "profile", "agent", "form", "place", "workspace", "state", "outcome", "turn", "session_id", "parent", "depth",

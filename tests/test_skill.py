@@ -1,6 +1,7 @@
 """The skill: its text, where it is put, and what `doctor` finds."""
 import json
 import os
+import pathlib
 import re
 import shlex
 import shutil
@@ -66,6 +67,16 @@ def put(folder, script=OLDER, skill=None):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "selftalk.py").write_text(script, encoding="utf-8")
     (folder / "SKILL.md").write_text(skill or SKILL_MD.replace("to another coding agent\n\n`self", "to one more coding agent\n\n`self"))
+
+
+def install_by(box, text, *words, name="other"):
+    """Lets another copy of the program install itself; its path."""
+    path = box.folder / name / "selftalk.py"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    ran = subprocess.run([sys.executable, path, "install-skill", *words], env=box.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert b"Traceback" not in ran.stdout and ran.returncode == 0, ran.stdout.decode()
+    return path
 
 
 def holds_both(folder):
@@ -151,7 +162,7 @@ def test_without_a_name_all_hosts_that_are_there_get_it_and_no_other(box):
 
 def test_without_any_host_it_says_which_there_are(box):
     status, out, err = box.run("install-skill")
-    assert (status, out) == (3, "") and "no agent is found that reads skills" in err and "--provider claude, codex" in err
+    assert (status, out) == (3, "") and "no agent that reads skills is found here" in err and "--provider claude codex" in err
     status, out, err = box.run("install-skill", "--provider", "cluade")
     assert (status, out) == (2, "") and "did you mean `claude`?" in err
 
@@ -160,7 +171,7 @@ def test_a_person_is_told_what_was_done_where(box):
     claude, codex = have(box, "claude", "codex")
     put(codex)
     status, out, err = box.run("install-skill")
-    assert (status, err) == (0, "")
+    assert status == 0 and err.startswith("selftalk: sessions that begin now have it")
     assert [line.split() for line in out.splitlines()] == [["claude", "installed", VERSION, str(claude)],
                                                            ["codex", "updated", "0.0.9", "->", VERSION, str(codex)]]
 
@@ -175,10 +186,7 @@ def test_another_version_that_was_copied_by_hand_is_replaced_and_its_litter_too(
 
 def test_another_build_of_this_version_is_replaced_when_it_was_put_there_by_us(box):
     folder, = have(box, "claude")
-    other = box.folder / "other" / "selftalk.py"
-    other.parent.mkdir()
-    other.write_text(PROGRAM.read_text() + "# another build\n")
-    assert subprocess.run([sys.executable, other, "install-skill"], env=box.env, stdout=subprocess.DEVNULL).returncode == 0
+    other = install_by(box, PROGRAM.read_text() + "# another build\n")
     assert (folder / "selftalk.py").read_text() == other.read_text()
     assert install(box)["claude"]["did"] == "updated" and holds_both(folder)
 
@@ -233,6 +241,20 @@ def test_one_host_whose_folder_cannot_be_written_does_not_keep_it_from_the_other
     assert box.run("install-skill", "--uninstall")[0] == 0 and (box.home / ".claude/skills").read_text() == "in the way"
 
 
+def test_a_program_of_an_older_version_that_was_changed_since_stays(box):
+    folder, = have(box, "claude")
+    install_by(box, OLDER)
+    (folder / "selftalk.py").write_text(OLDER + "# my patch\n")
+    assert install(box, status=2)["claude"]["did"] == "refused" and (folder / "selftalk.py").read_text() == OLDER + "# my patch\n"
+    put(folder, OLDER, "")
+    (folder / "SKILL.md").write_text("")   # a person has switched it off
+    assert install(box, status=2)["claude"]["did"] == "refused"
+
+
+def test_providers_may_be_written_with_commas(box):
+    assert set(install(box, "--provider", "claude,codex", "pi,")) == {"claude", "codex", "pi"}
+
+
 # --- links
 
 def test_a_link_leads_to_this_copy_and_stays_one(box):
@@ -248,8 +270,44 @@ def test_a_link_is_not_put_over_files_of_others(box):
     folder, = have(box, "claude")
     install(box)
     (folder / "notes").write_text("mine")
+    before = tree(folder)
     row = install(box, "--link", status=2)["claude"]
-    assert row["did"] == "refused" and (folder / "notes").read_text() == "mine" and holds_both(folder) is False
+    assert (row["did"], row["what"]) == ("refused", "holds other files: notes") and tree(folder) == before
+    assert install(box)["claude"]["did"] == "up-to-date"
+
+
+def test_a_copy_can_be_made_through_the_link_that_it_replaces(box):
+    folder, = have(box, "claude")
+    install(box, "--link")
+    ran = subprocess.run([sys.executable, folder / "selftalk.py", "install-skill", "--copy"], env=box.env, stdout=subprocess.PIPE)
+    assert ran.returncode == 0 and holds_both(folder) and not folder.is_symlink()
+    assert install(box, "--uninstall")["claude"]["did"] == "removed" and tree(box.home) == {".claude": ""}
+
+
+def test_a_link_to_another_copy_stays_one(box):
+    folder, = have(box, "claude")
+    clone = box.folder / "clone"
+    put(clone)
+    install_by(box, OLDER, "--link", name="clone")
+    row = install(box)["claude"]
+    assert (row["did"], row["version"]) == ("left", "0.0.9") and os.readlink(folder) == str(clone) in row["what"]
+    assert install(box, "--copy")["claude"]["did"] == "updated" and holds_both(folder) and (clone / "selftalk.py").read_text() == OLDER
+
+
+@pytest.mark.parametrize("litter", ["selftalk.py.12.34.tmp", "../.selftalk.12.1.tmp"])
+def test_what_a_killed_one_has_left_goes(box, litter):
+    folder, = have(box, "claude")
+    install(box)
+    for name in ("SKILL.md", "selftalk.py"):
+        (folder / name).unlink()
+    if ".." in litter:
+        (folder / litter).symlink_to(ROOT)
+    else:
+        (folder / litter).write_text("half of")
+    before = install(box, *["--uninstall"] if ".." not in litter else ["--link"])
+    assert before["claude"]["did"] in ("removed", "installed") and not os.path.lexists(folder / litter)
+    install(box, "--uninstall")
+    assert tree(box.home) == {".claude": ""}
 
 
 def test_a_copy_that_lies_alone_cannot_be_linked_to(box):
@@ -285,8 +343,43 @@ def test_the_shared_folder_can_be_named_and_serves_those_that_read_it(box):
     have(box, "claude", "codex", "gemini")
     rows = install(box, "--provider", "claude", "codex", "gemini", "--provider", "agents")
     assert set(rows) == {"claude", "codex, gemini, agents"} and holds_both(box.home / ".agents/skills/selftalk")
-    assert install(box, "--uninstall", "--provider", "codex") == {} and holds_both(box.home / ".agents/skills/selftalk")
+    row = install(box, "--uninstall", "--provider", "codex")["codex"]
+    assert (row["did"], row["what"]) == ("left", "is used by agents, gemini as well") and holds_both(box.home / ".agents/skills/selftalk")
     assert install(box, "--uninstall", "--provider", "agents", "gemini")["agents, gemini"]["did"] == "removed"
+
+
+def test_uninstall_leaves_what_serves_others_only(box):
+    install(box, "--provider", "agents")
+    assert box.run("install-skill", "--uninstall", "--provider", "codex") == (0, "", "selftalk: nothing is installed\n")
+    (box.work / ".git").mkdir()
+    install(box, "--project", "--provider", "codex")
+    assert install(box, "--project", "--provider", "gemini")["gemini"]["did"] == "up-to-date"
+    assert install(box, "--uninstall", "--project", "--provider", "opencode") == {}
+    assert install(box, "--uninstall", "--project", "--provider", "codex")["codex"]["did"] == "left"
+    assert holds_both(box.work / ".agents/skills/selftalk") and holds_both(box.home / ".agents/skills/selftalk")
+
+
+def test_a_shared_copy_takes_the_place_of_those_that_were_installed_one_by_one(box):
+    codex, gemini = have(box, "codex", "gemini")
+    install(box)
+    (gemini / "SKILL.md").write_text("mine")
+    rows = install(box, "--provider", "agents", status=2)
+    assert {host: row["did"] for host, row in rows.items()} == {"agents": "installed", "codex": "removed", "gemini": "refused"}
+    assert not codex.exists() and (gemini / "SKILL.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("link", [".claude/skills/selftalk", ".claude/skills"])
+def test_a_link_of_somebody_else_into_the_shared_folder_is_that_folder(box, link):
+    have(box, "codex")
+    shared = box.home / ".agents/skills/selftalk"
+    put(shared)
+    (box.home / link).parent.mkdir(parents=True)
+    (box.home / link).symlink_to(os.path.relpath(shared if link.endswith("talk") else shared.parent, (box.home / link).parent))
+    if not link.endswith("talk"):
+        shutil.rmtree(shared)
+    for did in ("updated" if link.endswith("talk") else "installed", "up-to-date"):
+        assert {host: row["did"] for host, row in install(box).items()} == {"claude, codex": did}
+    assert holds_both(shared) and not (box.home / ".codex/skills").exists() and (box.home / link).is_symlink()
 
 
 def test_a_project_has_one_copy_for_claude_and_one_for_all_that_share(box):
@@ -312,6 +405,7 @@ def test_uninstall_takes_back_exactly_what_was_put_there(box, mode):
     (box.home / ".codex/skills/other/SKILL.md").write_text("of somebody else")
     before = tree(box.home)
     assert len(install(box, mode, "--provider", *HOMES)) == 3   # those that share one folder are one
+    install(box, mode, "--provider", "opencode", "amp", "goose")
     install(box, mode, "--provider", "pi")
     assert tree(box.home) != before
     assert {row["did"] for row in install(box, "--uninstall").values()} == {"removed"}
@@ -340,6 +434,13 @@ def test_uninstall_leaves_a_copy_that_it_has_not_made(box):
     assert install(box, "--uninstall", "--force")["claude"]["did"] == "removed" and not folder.exists()
 
 
+def test_uninstall_leaves_a_version_that_somebody_else_has_put_over_ours(box):
+    folder, = have(box, "claude")
+    install(box)
+    put(folder)
+    assert install(box, "--uninstall", status=2)["claude"]["did"] == "refused" and (folder / "selftalk.py").read_text() == OLDER
+
+
 def test_a_record_of_another_version_is_named_and_left_alone(box):
     have(box, "claude")
     box.state.mkdir(parents=True)
@@ -360,7 +461,8 @@ def test_a_damaged_record_is_none(box, text):
 def test_whoever_is_killed_leaves_whole_files_and_the_next_one_finishes(box):
     folder, = have(box, "claude")
     for number in range(12):
-        put(folder) if number % 2 else shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        install_by(box, OLDER) if number % 2 else None
         old = {PROGRAM.read_text(), SKILL_MD, *(path.read_text() for path in (folder.iterdir() if folder.exists() else ()))}
         process = box.start("install-skill")
         time.sleep(0.03 + 0.012 * number)   # how far it has come by then does not matter
@@ -423,7 +525,7 @@ def test_doctor_tells_a_person_one_thing_a_line_and_what_to_do_below(box):
     program(box, "opencode", "1.18.33")
     status, out, err = box.run("doctor")
     assert (status, err) == (0, "")
-    assert "ok     opencode   1.18.33, login not told, %s/programs/opencode\n" % box.folder in out
+    assert "ok     opencode   1.18.33, login unknown, %s/programs/opencode\n" % box.folder in out
     assert "note   claude     not installed\n                  try: npm install -g @anthropic-ai/claude-code\n" in out
     assert all(re.match(r"(ok|note|wrong) +\w|  +try: ", line) for line in out.splitlines())
 
@@ -465,7 +567,7 @@ def test_doctor_knows_who_is_not_logged_in(box):
 
 def test_doctor_says_when_an_agent_tells_nothing_or_hangs(box):
     program(box, "opencode", "no number")
-    assert doctor(box)[2]["opencode"][0]["text"].startswith("version not told, ")
+    assert doctor(box)[2]["opencode"][0]["text"].startswith("version unknown, ")
     assert not box.processes()
 
 
@@ -482,6 +584,15 @@ def test_doctor_without_tmux_or_with_an_old_one(box):
     (folder / "tmux").write_text("#!/bin/sh\n[ $1 = -V ] && echo tmux 3.3a || { echo 'error connecting (Operation not permitted)' >&2; exit 1; }\n")
     one = doctor(box)[2]["tmux"][0]
     assert one["mark"] == "wrong" and "Operation not permitted" in one["text"] and "sandbox" in one["fix"]
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "a-file", "a-file/below"])
+def test_doctor_with_a_folder_for_sockets_that_is_none(box, folder):
+    program(box, "opencode", "1.18.33")
+    (box.folder / "a-file").write_text("")
+    found = doctor(box, env={"TMUX_TMPDIR": str(box.folder / folder)})[2]["tmux"][0]
+    assert found["mark"] == "wrong" and "TMUX_TMPDIR" in found["fix"] if folder == "a-file" else found["mark"] == "ok"
+    assert not list(pathlib.Path("/tmp/tmux-%d" % os.getuid()).glob("selftalk-%d" % os.getpid()))
 
 
 def test_doctor_leaves_no_socket_of_tmux(box):
@@ -512,10 +623,13 @@ def test_doctor_looks_at_each_copy_of_the_skill(box):
     put(codex)
     found = {one["hosts"][0]: one for one in doctor(box)[2]["skill"]}
     assert {host: (one["mark"], one["copy"], one["version"]) for host, one in found.items()} == {
-        "claude": ("ok", "up-to-date", VERSION), "codex": ("note", "ours", "0.0.9"), "gemini": ("note", "absent", None),
-        "opencode": ("note", "absent", None)}
+        "claude": ("ok", "up-to-date", VERSION), "codex": ("note", "ours", "0.0.9"), "gemini": ("note", "absent", None)}
+    assert found["gemini"]["hosts"] == ["gemini", "opencode"] and found["gemini"]["fix"].endswith(" install-skill")
     subprocess.run(shlex.split(found["codex"]["fix"]), env=box.env, check=True, stdout=subprocess.DEVNULL)
     assert holds_both(codex)
+    put(gemini, OLDER.replace("0.0.9", "0.10.0"))
+    one = next(one for one in doctor(box)[2]["skill"] if one["hosts"] == ["gemini"])
+    assert "newer than this one" in one["text"] and one["fix"].startswith("use that one")
     put(box.home / ".agents/skills/selftalk", PROGRAM.read_text(), SKILL_MD)
     one = next(one for one in doctor(box)[2]["skill"] if one["hosts"] == ["codex"])
     assert one["mark"] == "note" and "once more in" in one["text"]
