@@ -3315,7 +3315,8 @@ PASTE_PATIENCE_S = 10.0          # gemini needs 3.4 s for 20 KB in one line
 ENTER_PATIENCE_S = 3.0
 KEY_GAP_S = 0.2                  # two Escapes within 30 ms are one key (opencode 1.18.33, gemini 0.61.0)
 MARK_LETTERS = 60                # of a prompt, to know it again in the agent's record
-DROPPED_VARIABLES = ("TMUX", "TMUX_PANE", "COLUMNS", "LINES")
+DROPPED_VARIABLES = ("TMUX", "TMUX_PANE", "COLUMNS", "LINES",
+                     "NO_COLOR")   # codex sets it for its shell; gemini 0.61.0 then draws another composer
 SHELL_VARIABLES = ("TERM", "TERM_PROGRAM", "PWD", "SHLVL", "_", "UID", "EUID", "PPID", "SHELLOPTS",
                    "BASHOPTS", "BASH_VERSINFO")   # a pane's own, and those that a shell refuses to set
 

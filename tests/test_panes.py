@@ -90,7 +90,7 @@ def test_holes_are_filled_once():
 
 def test_a_worker_gets_the_callers_environment_without_what_bends_a_nested_agent():
     base = {"KEEP": "1", "CLAUDECODE": "1", "CODEX_THREAD_ID": "x", "GEMINI_CLI": "1", "OPENCODE": "1", "TMUX": "x,1,0",
-            "TMUX_PANE": "%1", "COLUMNS": "80", "LANG": "C.UTF-8"}
+            "TMUX_PANE": "%1", "COLUMNS": "80", "NO_COLOR": "1", "LANG": "C.UTF-8"}
     env = compose_env(Profile("p", "c", AGENTS["claude"]), base, False)
     assert env["KEEP"] == "1" and env["DISABLE_AUTOUPDATER"] == "1"
     assert not set(base) - {"KEEP", "LANG"} & set(env)
