@@ -333,7 +333,7 @@ class Host(NamedTuple):
     signs: tuple[str, ...]   # variables that it sets for them
     limit_s: float           # so long it waits for one
     variable: str = ""       # by which a user changes that, in milliseconds
-    offline: str = ""        # variable that it sets for those to which its sandbox gives no network
+    offline: str = ""        # variable set when its sandbox has no network, also for who is outside of it
 
 
 class SkillHome(NamedTuple):
@@ -2741,7 +2741,7 @@ def sockets_folder(env: dict[str, str]) -> str:
 
 def find_dead_sockets(env: dict[str, str]) -> Iterator[str]:
     """Sockets of ours at which no server listens any more, and none is just being started."""
-    import socket   # 4 ms
+    import socket   # 7 ms
     folder = sockets_folder(env)
     for name in filter(re.compile(r"selftalk-\d+(?:-\d+)?\Z").match, list_names(folder)):
         path = os.path.join(folder, name)
@@ -4595,10 +4595,21 @@ def take_slot(run: Run, **facts: Any) -> str:
     return hindrance
 
 
+def may_connect() -> bool:
+    """Whether we may try to connect to anything: a sandbox without a network forbids even that."""
+    import socket   # 7 ms
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
+            return probe.connect_ex(("127.0.0.1", 9)) != errno.EPERM
+    except OSError as trouble:
+        return trouble.errno != errno.EPERM
+
+
 def check_network(profile: Profile, env: dict[str, str]) -> None:
     """Raises `Unusable` in a host's sandbox without a network: there an agent would try again for ever."""
     for name in (row.name for row in AGENT_ROWS if row.host and env.get(row.host.offline)):
-        if profile.agent not in (GENERIC, AGENTS["demo"]):
+        if profile.agent not in (GENERIC, AGENTS["demo"]) and not may_connect():
             raise Unusable("the sandbox of %s gives this command no network, and %s needs it"
                            % (name, profile.name), "have this command allowed to run outside of the sandbox")
 

@@ -644,16 +644,31 @@ def test_doctor_finds_leftovers_and_prune_takes_them_away(box):
     assert box.run("prune")[0] == 0 and doctor(box)[2]["leftovers"][0]["text"] == "none"
 
 
-def test_doctor_knows_in_whose_shell_it_is_and_that_it_has_no_network(box):
+@pytest.fixture
+def sandboxed(box):
+    """The environment in Codex's sandbox, in which no program may make a socket."""
+    folder = box.folder / "sandbox"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text("import socket\ndef forbid(*words, **more):\n    raise PermissionError(1, 'Operation not permitted')\n"
+                                             "socket.socket = forbid\n")
+    return {"CODEX_CI": "1", "CODEX_SANDBOX_NETWORK_DISABLED": "1", "PYTHONPATH": str(folder)}
+
+
+def test_doctor_knows_in_whose_shell_it_is_and_that_it_has_no_network(box, sandboxed):
     program(box, "opencode", "1.18.33")
-    found = doctor(box, env={"CODEX_CI": "1", "CODEX_SANDBOX_NETWORK_DISABLED": "1"})[2]
+    found = doctor(box, env=sandboxed)[2]
     assert found["host"][0]["names"] == ["codex"] and found["host"][0]["wait_s"] == 290
     assert found["network"][0]["mark"] == "wrong" and "sandbox of codex" in found["network"][0]["text"]
     assert "host" not in doctor(box)[2]
 
 
-def test_a_run_in_a_sandbox_without_network_is_refused_before_anything_starts(box):
+def test_what_codex_lets_run_outside_of_its_sandbox_has_a_network(box, sandboxed):
+    found = doctor(box, env={name: value for name, value in sandboxed.items() if name != "PYTHONPATH"})[2]
+    assert found["host"][0]["names"] == ["codex"] and "network" not in found
+
+
+def test_a_run_in_a_sandbox_without_network_is_refused_before_anything_starts(box, sandboxed):
     program(box, "opencode", "1.18.33")
-    status, out, err = box.run("run", "-p", "opencode", "do it", env={"CODEX_SANDBOX_NETWORK_DISABLED": "1"})
+    status, out, err = box.run("run", "-p", "opencode", "do it", env=sandboxed)
     assert (status, out) == (2, "") and "gives this command no network" in err and "outside of the sandbox" in err
     assert not (box.state / "runs").exists()
