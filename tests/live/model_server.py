@@ -63,6 +63,13 @@ class Shell:
 
 
 @dataclass(frozen=True)
+class Call:
+    tool: str                   # any tool, by the name that the CLI gives it
+    arguments: Mapping[str, Any]
+    text: str = ""              # as in Shell
+
+
+@dataclass(frozen=True)
 class Error:
     status: int = 500
     body: str = ""              # "" = the protocol's own form of an error
@@ -84,7 +91,7 @@ class Hang:
     text: str = ""              # sent before nothing more comes
 
 
-Act = Union[Answer, Think, Shell, Error, LimitReached, CutStream, Hang]
+Act = Union[Answer, Think, Shell, Call, Error, LimitReached, CutStream, Hang]
 Rule = Callable[[str], Iterable[Act]]   # prompt text -> acts
 SIDE_TEXT = "A made-up title"
 
@@ -92,6 +99,7 @@ SIDE_TEXT = "A made-up title"
 def obey_done_file(prompt: str, summary: str) -> list[Act]:
     """What a worker does that obeys the instructions at the end of a task: publish done.md, then say so."""
     found = (re.search(r"""(["'`])(?P<path>/[^"'`\n]*/done\.md)\.tmp\1""", prompt)
+             or re.search(r"(?m)^(?P<path>/.*/done\.md)\.tmp$", prompt)
              or re.search(r"(?P<path>/[^\s\"'`]*/done\.md)\.tmp", prompt))
     if found is None:
         return [Answer("I was given no path of a done.md")]
@@ -104,7 +112,7 @@ def obey_done_file(prompt: str, summary: str) -> list[Act]:
 def check_acts(acts: Iterable[Act]) -> tuple[Act, ...]:
     """The acts as a tuple; refuses a list after which a CLI would wait or call tools for ever by mistake."""
     kept = tuple(acts)
-    if not kept or isinstance(kept[-1], (Think, Shell)):
+    if not kept or isinstance(kept[-1], (Think, Shell, Call)):
         raise ValueError(f"the last act must end the turn: {kept}")
     return kept
 
@@ -178,7 +186,8 @@ def sse(data: Mapping[str, Any], event: str = "") -> bytes:
 # 3. Anthropic Messages (Claude Code)
 # =============================================================================
 
-REMINDER = re.compile(r"\s*<system-reminder>.*</system-reminder>\s*", re.DOTALL)
+# What claude 2.1.329 itself puts beside the user's words; a skill's text comes behind the result of the tool Skill.
+CLAUDE_CONTEXT = re.compile(r"\s*<system-reminder>.*</system-reminder>\s*|Base directory for this skill: .*", re.DOTALL)
 
 
 def anthropic_texts(message: Mapping[str, Any]) -> list[str]:
@@ -192,7 +201,7 @@ def anthropic_texts(message: Mapping[str, Any]) -> list[str]:
     content = message["content"]
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
     texts = [block["text"] for block in blocks if block["type"] == "text"]
-    return [text for text in texts if not REMINDER.fullmatch(text)]
+    return [text for text in texts if not CLAUDE_CONTEXT.fullmatch(text)]
 
 
 def read_anthropic(body: Mapping[str, Any], headers: Mapping[str, str], path: str) -> Conversation:
@@ -240,10 +249,13 @@ def anthropic_finish(text: str, talk: Conversation, number: int) -> list[bytes]:
     return [anthropic_event("content_block_stop", index=0), *anthropic_stop("end_turn")]
 
 
-def anthropic_shell(act: Shell, talk: Conversation, number: int) -> list[bytes]:
+def anthropic_shell(act: Shell) -> Call:
     # timeout: Bash stops after 120 s by default, 600 s is its maximum
-    wanted = {"command": act.command, "description": "Run a command", "timeout": 600000}
-    call = {"type": "tool_use", "id": f"toolu_{number:06}", "name": "Bash", "input": {}}
+    return Call("Bash", {"command": act.command, "description": "Run a command", "timeout": 600000}, act.text)
+
+
+def anthropic_call(act: Call, talk: Conversation, number: int) -> list[bytes]:
+    call = {"type": "tool_use", "id": f"toolu_{number:06}", "name": act.tool, "input": {}}
     said = [anthropic_head(talk, number)]
     if act.text:
         said = [*anthropic_start(talk, number), *anthropic_piece(act.text, number),
@@ -251,7 +263,7 @@ def anthropic_shell(act: Shell, talk: Conversation, number: int) -> list[bytes]:
     index = 1 if act.text else 0
     return [*said, anthropic_event("content_block_start", index=index, content_block=call),
             anthropic_event("content_block_delta", index=index,
-                            delta={"type": "input_json_delta", "partial_json": json.dumps(wanted)}),
+                            delta={"type": "input_json_delta", "partial_json": json.dumps(act.arguments)}),
             anthropic_event("content_block_stop", index=index), *anthropic_stop("tool_use")]
 
 
@@ -356,10 +368,10 @@ def responses_completed(number: int, output: list[dict[str, Any]]) -> bytes:
                                                            "output": output, "usage": usage})
 
 
-# codex 0.169.0 in "code mode": the model writes JavaScript that calls the shell. Both waits are needed: exec
+# codex 0.169.0 in "code mode": the model writes JavaScript that calls the tools. For the shell both waits are needed: exec
 # yields after 30 s unless told otherwise, exec_command after 10 s (30 s at most), the command still running.
-CODEX_SCRIPT = """// @exec: {"yield_time_ms": 3600000}
-let ran = await tools.exec_command({cmd: %s, yield_time_ms: 30000});
+CODEX_SHELL = """// @exec: {"yield_time_ms": 3600000}
+let ran = await tools.%s(%s);
 let output = ran.output;
 while (ran.exit_code === undefined && ran.session_id !== undefined) {
   ran = await tools.write_stdin({session_id: ran.session_id, chars: "", yield_time_ms: 30000});
@@ -367,21 +379,21 @@ while (ran.exit_code === undefined && ran.session_id !== undefined) {
 }
 text(output);
 """
+CODEX_CALL = "text(await tools.%s(%s));\n"
 
 
-def responses_call(act: Shell, talk: Conversation, number: int) -> dict[str, Any]:
+def responses_shell(act: Shell) -> Call:
+    return Call("exec_command", {"cmd": act.command, "yield_time_ms": 30000}, act.text)
+
+
+def responses_call(act: Call, talk: Conversation, number: int) -> list[bytes]:
     call = {"id": f"call_item_{number:06}", "call_id": f"call_{number:06}", "status": "completed"}
-    if "exec" in talk.tools:
-        script = CODEX_SCRIPT % json.dumps(act.command)
-        return {**call, "type": "custom_tool_call", "name": "exec", "input": script}
-    # a model that codex does not know gets this plain function instead (codex 0.169.0)
-    wanted = {"cmd": act.command, "yield_time_ms": 30000}
-    return {**call, "type": "function_call", "name": "exec_command", "arguments": json.dumps(wanted)}
-
-
-def responses_shell(act: Shell, talk: Conversation, number: int) -> list[bytes]:
-    items = [responses_message(act.text, number, "completed")] if act.text else []
-    items.append(responses_call(act, talk, number))
+    if "exec" not in talk.tools:  # a model that codex does not know gets plain functions instead (codex 0.169.0)
+        call.update(type="function_call", name=act.tool, arguments=json.dumps(act.arguments))
+    else:
+        script = CODEX_SHELL if act.tool == "exec_command" else CODEX_CALL
+        call.update(type="custom_tool_call", name="exec", input=script % (act.tool, json.dumps(act.arguments)))
+    items = [*([responses_message(act.text, number, "completed")] if act.text else []), call]
     done = [responses_event("response.output_item.done", output_index=index, item=item)
             for index, item in enumerate(items)]
     return [responses_head(number), *done, responses_completed(number, items)]
@@ -455,11 +467,14 @@ def chat_finish(text: str, talk: Conversation, number: int) -> list[bytes]:
     return [chat_event(number, {}, "stop", usage=chat_usage()), b"data: [DONE]\n\n"]
 
 
-def chat_shell(act: Shell, talk: Conversation, number: int) -> list[bytes]:
+def chat_shell(act: Shell) -> Call:
     # timeout in ms: OpenCode's bash stops after 120 s by default and knows no maximum
-    wanted = {"command": act.command, "description": "Run a command", "timeout": 3600000}
+    return Call("bash", {"command": act.command, "description": "Run a command", "timeout": 3600000}, act.text)
+
+
+def chat_call(act: Call, talk: Conversation, number: int) -> list[bytes]:
     call = {"index": 0, "id": f"call_{number:06}", "type": "function",
-            "function": {"name": "bash", "arguments": json.dumps(wanted)}}
+            "function": {"name": act.tool, "arguments": json.dumps(act.arguments)}}
     return [chat_event(number, {"role": "assistant", "content": act.text, "tool_calls": [call]}),
             chat_event(number, {}, "tool_calls", usage=chat_usage()), b"data: [DONE]\n\n"]
 
@@ -529,8 +544,12 @@ def gemini_finish(text: str, talk: Conversation, number: int) -> list[bytes]:
     return [sse(gemini_reply([{"text": ""}], "STOP"))]
 
 
-def gemini_shell(act: Shell, talk: Conversation, number: int) -> list[bytes]:
-    call = {"name": "run_shell_command", "args": {"command": act.command, "description": "Run a command"}}
+def gemini_shell(act: Shell) -> Call:
+    return Call("run_shell_command", {"command": act.command, "description": "Run a command"}, act.text)
+
+
+def gemini_call(act: Call, talk: Conversation, number: int) -> list[bytes]:
+    call = {"name": act.tool, "args": act.arguments}
     return [*gemini_piece(act.text, number), sse(gemini_reply([{"functionCall": call}], "STOP"))]
 
 
@@ -568,7 +587,8 @@ class Protocol:
     start: Callable[[Conversation, int], Frames]
     piece: Callable[[str, int], Frames]
     finish: Callable[[str, Conversation, int], Frames]
-    shell: Callable[[Shell, Conversation, int], Frames]        # a whole reply, without start and finish
+    shell: Callable[[Shell], Call]                             # of its own shell tool
+    call: Callable[[Call, Conversation, int], Frames]          # a whole reply, without start and finish
     whole: Callable[[str, Conversation, int], dict[str, Any]]  # a reply that is not streamed
     error: Callable[[int, str], dict[str, Any]]
     limit: Callable[[int], tuple[dict[str, str], dict[str, Any]]]
@@ -576,13 +596,13 @@ class Protocol:
 
 PROTOCOLS = (
     Protocol("claude", re.compile(r"/v1/messages(\?.*)?"), read_anthropic, anthropic_start, anthropic_piece,
-             anthropic_finish, anthropic_shell, anthropic_whole, anthropic_error, anthropic_limit),
+             anthropic_finish, anthropic_shell, anthropic_call, anthropic_whole, anthropic_error, anthropic_limit),
     Protocol("codex", re.compile(r"/v1/responses(\?.*)?"), read_responses, responses_start, responses_piece,
-             responses_finish, responses_shell, responses_whole, openai_error, responses_limit),
+             responses_finish, responses_shell, responses_call, responses_whole, openai_error, responses_limit),
     Protocol("opencode", re.compile(r"/v1/chat/completions(\?.*)?"), read_chat, chat_start, chat_piece,
-             chat_finish, chat_shell, chat_whole, openai_error, chat_limit),
+             chat_finish, chat_shell, chat_call, chat_whole, openai_error, chat_limit),
     Protocol("gemini", re.compile(r"/v1beta/models/[^:/]+:(stream)?[gG]enerateContent(\?.*)?"), read_gemini,
-             gemini_start, gemini_piece, gemini_finish, gemini_shell, gemini_whole, gemini_error,
+             gemini_start, gemini_piece, gemini_finish, gemini_shell, gemini_call, gemini_whole, gemini_error,
              gemini_limit),
 )
 
@@ -874,8 +894,8 @@ class _Reply:
     deeds: Mapping[type, Callable[[Any], str]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.deeds = {Answer: self.answer, Shell: self.shell, Error: self.error, LimitReached: self.limit,
-                      CutStream: self.cut_stream, Hang: self.hang}
+        self.deeds = {Answer: self.answer, Shell: self.shell, Call: self.call, Error: self.error,
+                      LimitReached: self.limit, CutStream: self.cut_stream, Hang: self.hang}
 
     def play(self, acts: Sequence[Act]) -> str:
         """Does the acts; returns the fate of the request."""
@@ -904,8 +924,11 @@ class _Reply:
         return "sent"
 
     def shell(self, act: Shell) -> str:
+        return self.call(self.protocol.shell(act))
+
+    def call(self, act: Call) -> str:
         self.handler.start_stream()
-        self.handler.send_frames(self.protocol.shell(act, self.talk, self.number))
+        self.handler.send_frames(self.protocol.call(act, self.talk, self.number))
         self.handler.end_stream()
         return "sent"
 

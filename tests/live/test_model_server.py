@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 from accounts import speak_for
 from leftovers import MARKER, await_gone, kill
 from model_server import (
-    CACHED_TOKENS, INPUT_TOKENS, OUTPUT_TOKENS, PROTOCOLS, Answer, CutStream, Error, Hang, LimitReached,
+    CACHED_TOKENS, INPUT_TOKENS, OUTPUT_TOKENS, PROTOCOLS, Answer, Call, CutStream, Error, Hang, LimitReached,
     ModelServer, Page, Shell, Think, example_of, obey_done_file, pieces_of)
 
 AGENTS = tuple(row.agent for row in PROTOCOLS)
@@ -90,6 +91,13 @@ def values(found: Any, key: str) -> list[Any]:
             for value in ([part] if name == key else values(part, key))]
 
 
+def objects_in(found: Any) -> list[Any]:
+    """The JSON object that a value is, or holds as text, also as the argument of a script."""
+    if not isinstance(found, str):
+        return [found]
+    return [json.loads(text) for text in re.findall(r"\{.*\}", found)]
+
+
 # What a prompt is.
 
 @pytest.mark.parametrize("agent", AGENTS)
@@ -101,7 +109,8 @@ def test_the_last_user_text_is_recorded_exactly(agent: str, server: ModelServer)
 
 
 @pytest.mark.parametrize("agent, words", (
-    ("claude", REMINDER), ("codex", "<environment_context>\n<cwd>/y</cwd>\n</environment_context>"),
+    ("claude", REMINDER), ("claude", "Base directory for this skill: /x/a skill\n\n# What it says"),
+    ("codex", "<environment_context>\n<cwd>/y</cwd>\n</environment_context>"),
     ("gemini", "<session_context>\nToday is\n</session_context>")))
 def test_what_a_cli_adds_behind_a_prompt_is_no_prompt(agent: str, words: str, server: ModelServer) -> None:
     ask(server, agent, "hello")
@@ -168,6 +177,17 @@ def test_a_shell_act_calls_the_clis_own_tool_and_the_result_goes_on(
     assert b"echo hi" in stream and b"I look." in stream
     assert b"after the tool" in ask(server, agent, "hello")[1]
     assert [request.kind for request in server.requests] == ["prompt", "again"]
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_a_call_act_calls_any_tool_with_its_arguments(agent: str, server: ModelServer) -> None:
+    server.next_prompt(Call("look_up", {"name": "self \"talk\""}, text="I look."), Answer("after the tool"))
+    stream = ask(server, agent, "hello")[1]
+    texts = [text for event in events(stream) for key in ("name", "partial_json", "input", "arguments", "args")
+             for text in values(event, key)]
+    assert any("look_up" in str(text) for text in texts) and b"I look." in stream
+    assert {"name": "self \"talk\""} in [found for text in texts for found in objects_in(text)]
+    assert b"after the tool" in ask(server, agent, "hello")[1]
 
 
 @pytest.mark.parametrize("agent", AGENTS)
@@ -243,12 +263,13 @@ def test_the_done_file_rule_publishes_with_a_rename() -> None:
 @pytest.mark.parametrize("prompt, path", (
     ("write /a/b/done.md.tmp.", "/a/b/done.md"),
     ("write '/with a space/done.md.tmp' and", "'/with a space/done.md'"),
-    ("write \"/a/done.md.tmp\"", "/a/done.md")))
+    ("write \"/a/done.md.tmp\"", "/a/done.md"),
+    ("write to\n/with a space/done.md.tmp\nand", "'/with a space/done.md'")))
 def test_the_done_file_is_found_bare_and_in_quotes(prompt: str, path: str) -> None:
     assert obey_done_file(prompt, "s")[0].command.endswith(f" {path}")
 
 
-@pytest.mark.parametrize("acts", ((), (Shell("x"),), (Answer("x"), Think(1))))
+@pytest.mark.parametrize("acts", ((), (Shell("x"),), (Call("x", {}),), (Answer("x"), Think(1))))
 def test_acts_that_do_not_end_the_turn_are_refused(acts: tuple[Any, ...], server: ModelServer) -> None:
     with pytest.raises(ValueError, match="end the turn"):
         server.next_prompt(*acts)
