@@ -2245,10 +2245,9 @@ def current_folder() -> str:
 
 
 def find_program(name: str, folders: str, base: str) -> str:
-    """A program's path: `name` itself when it has a slash, else one in `folders`; relative ones are those of
-    `base`. "" for none."""
-    places = [""] if "/" in name else folders.split(os.pathsep)
-    paths = [os.path.normpath(os.path.join(base, place, name)) for place in places]
+    """A program's path: `name` itself when it has a slash (relative to `base`), else one in `folders`."""
+    places = [base] if "/" in name else folders.split(os.pathsep)
+    paths = [os.path.normpath(os.path.join(current_folder(), place, name)) for place in places]
     return next((path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)), "")
 
 
@@ -2259,26 +2258,30 @@ def using_file(path: str, done: str = "written", fix: str = "") -> Iterator[None
         yield
     except OSError as error:
         advice = {errno.ENOSPC: "free some space there", errno.EDQUOT: "free some space there",
-                  errno.EROFS: "set XDG_STATE_HOME to a folder that can be written"}
+                  errno.EROFS: "run it outside of this sandbox, or set XDG_STATE_HOME to another folder"}
         otherwise = "make it yours, or set XDG_STATE_HOME to a folder that is"
         raise Unusable("%s: cannot be %s: %s" % (path, done, (error.strerror or str(error)).lower()),
                        fix or advice.get(error.errno or 0, otherwise)) from error
 
 
-def make_folder(path: str, mode: int = 0o700) -> list[str]:
-    """Makes a folder, and those above it, that only we can enter unless `mode` says another thing. No harm
-    when it is there. Those that it has made, the outermost one first."""
-    made, above = [], os.path.abspath(path)
+def missing_folders(path: str) -> list[str]:
+    """Those of a folder and the ones above it that are not there, the outermost one first."""
+    missing, above = [], os.path.abspath(path)
     while not os.path.lexists(above):
-        made, above = [above, *made], os.path.dirname(above)
+        missing, above = [above, *missing], os.path.dirname(above)
+    return missing
+
+
+def make_folder(path: str, mode: int = 0o700) -> None:
+    """Makes a folder, and those above it, that only we can enter unless `mode` says another thing. No harm
+    when it is there."""
     with using_file(path):
         os.makedirs(path, mode=mode, exist_ok=True)
-    return made
 
 
 def remove_empty(folders: list[str]) -> None:
-    """Removes folders that make_folder has made, as far as nobody has put anything into them."""
-    for folder in reversed(folders):
+    """Removes folders, the innermost one first, as far as nobody has put anything into them."""
+    for folder in sorted(folders, reverse=True):
         with contextlib.suppress(OSError):   # not empty, or gone
             os.rmdir(folder)
 
@@ -2314,9 +2317,10 @@ def append_line(path: str, line: str) -> None:
 def open_plain(path: str, flags: int) -> int:
     """Opens a file for `open`; an `OSError` for a pipe, say, which nobody may ever write to."""
     handle = os.open(path, flags | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    kind = stat.S_IFMT(os.fstat(handle).st_mode)
+    if kind != stat.S_IFREG:
         os.close(handle)
-        raise OSError(errno.EINVAL, "not a file")
+        raise OSError(errno.EINVAL, "is a directory" if kind == stat.S_IFDIR else "is not a file")
     return handle
 
 
@@ -2407,6 +2411,26 @@ def hold_lock(path: str) -> Iterator[None]:
     with os.fdopen(handle, "rb"):
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def hold_folder(path: str) -> Iterator[list[str]]:
+    """Makes a folder and holds a lock on it, for whoever may remove it: those folders that were not there."""
+    missing: list[str] = []
+    while True:
+        missing += missing_folders(path)
+        make_folder(path)
+        with using_file(path), contextlib.suppress(FileNotFoundError):
+            handle = os.open(path, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            facts = read_stat(path)
+            if facts and os.path.samestat(facts, os.fstat(handle)):   # else who had it has removed it
+                break
+            os.close(handle)
+    try:
+        yield missing
+    finally:
+        os.close(handle)
 
 
 def feed_pipe(path: str, text: str, deadline_s: float) -> bool:
@@ -4455,8 +4479,28 @@ class Means(NamedTuple):
     beat: Beat = no_beat
 
 
+def may_connect() -> bool:
+    """Whether we may try to connect to anything: a sandbox without a network forbids even that."""
+    import socket   # 7 ms
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
+            return probe.connect_ex(("127.0.0.1", 9)) != errno.EPERM
+    except OSError as trouble:
+        return trouble.errno != errno.EPERM
+
+
+def check_network(profile: Profile, env: dict[str, str]) -> None:
+    """Raises `Unusable` in a host's sandbox without a network: there an agent would try again for ever."""
+    for name in (row.name for row in AGENT_ROWS if row.host and env.get(row.host.offline)):
+        if profile.agent not in (GENERIC, AGENTS["demo"]) and not may_connect():
+            raise Unusable("the sandbox of %s gives this command no network, and %s needs it"
+                           % (name, profile.name), "have this command allowed to run outside of the sandbox")
+
+
 def prepare_launch(request: Request, base: dict[str, str], depth: int) -> Launch:
     """All that can be found missing is found before anything starts."""
+    check_network(request.profile, base)
     profile = request.profile._replace(args=request.profile.args + request.extra)
     if profile.headless:
         profile = pipe_profile(profile)
@@ -4595,31 +4639,11 @@ def take_slot(run: Run, **facts: Any) -> str:
     return hindrance
 
 
-def may_connect() -> bool:
-    """Whether we may try to connect to anything: a sandbox without a network forbids even that."""
-    import socket   # 7 ms
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setblocking(False)
-            return probe.connect_ex(("127.0.0.1", 9)) != errno.EPERM
-    except OSError as trouble:
-        return trouble.errno != errno.EPERM
-
-
-def check_network(profile: Profile, env: dict[str, str]) -> None:
-    """Raises `Unusable` in a host's sandbox without a network: there an agent would try again for ever."""
-    for name in (row.name for row in AGENT_ROWS if row.host and env.get(row.host.offline)):
-        if profile.agent not in (GENERIC, AGENTS["demo"]) and not may_connect():
-            raise Unusable("the sandbox of %s gives this command no network, and %s needs it"
-                           % (name, profile.name), "have this command allowed to run outside of the sandbox")
-
-
 def start_run(request: Request, base: dict[str, str], echo: Optional[Tell] = None) -> Run:
     """Starts a worker and returns its run. When that fails nothing of it is left. While too many others are
     at work it is queued, and whoever waits for it starts it."""
     if request.place == "pane" and not base.get("TMUX"):
         raise Unusable("--pane: not inside tmux", "leave it out, or use --session")
-    check_network(request.profile, base)
     version = (0, 0) if request.profile.headless else check_tmux()
     depth = (as_number(base.get(DEPTH_VARIABLE, "")) or 0) + 1
     if request.max_depth and depth > request.max_depth:
@@ -4892,6 +4916,16 @@ def stop_run(run: Run, echo: Optional[Tell] = None) -> bool:
     if trouble:
         raise Failure("run %d: %s" % (run.id, trouble), "look into %s" % run.folder)
     return True
+
+
+def forget_reset(run: Run) -> bool:
+    """Lets nobody wait any more for the end of the limit that a run has met; False when nobody was to."""
+    with run.locked():
+        run.reload()
+        is_awaited = run.facts["outcome"] == "limited" and bool(run.facts.get("wait_for_reset"))
+        if is_awaited:   # whoever waits sees it, and gives up
+            run.update(wait_for_reset=False, chain=())
+    return is_awaited
 
 
 def plan_again(run: Run, means: Means) -> tuple[Request, Launch]:
@@ -5179,6 +5213,10 @@ def await_reset(run: Run, resets_at: float, left_s: float, means: Means) -> bool
     until_text = "until %s" % clock_text(resets_at, time.time())
     means.tell("run %d: limited %s: waiting" % (run.id, until_text))
     for waited_s in until(left_s, longest_s=2.0):
+        if run.has_changed():
+            run.reload()
+        if not run.facts.get("wait_for_reset"):
+            return True   # it was stopped
         if time.time() >= ends_at:
             try:
                 send_prompt(run, GO_ON, means, max_time_s=0.0, stall_s=STALL_S)
@@ -5403,8 +5441,8 @@ checks to run, what to report.
 Your shell tool ends commands that take long. selftalk knows its limit and comes back before it, with exit
 code **75**: the worker goes on. Then call the last line of stderr, `SELFTALK wait 7`, and again until the
 code is another. Never start the same task a second time: a run outlives the call that started it, and
-`wait` has its answer also after a cut. If you gave the tool more time than its default, say so: `--wait
-580` (seconds, a bit less than that). Several at once:
+`wait` has its answer also after a cut. If you gave the tool more time than its default, say so in seconds,
+a bit less than that: `--wait=580`. Several at once:
 
     SELFTALK run --detach --name tests -p codex -f tests.md     prints the run's number and returns
     SELFTALK run --detach --name docs  -p claude -f docs.md
@@ -5520,7 +5558,7 @@ def find_homes(names: list[str], env: dict[str, str]) -> list[SkillHome]:
 
 def script_version(text: str) -> str:
     """The version that a selftalk.py says it has; "" for any other text."""
-    found = re.search(r'^VERSION = "([^"\n]+)"$', text, re.MULTILINE)
+    found = re.search(r'^VERSION = "([^"\n]+)"\r?$', text, re.MULTILINE)
     return found.group(1) if found and "\n# selftalk: " in text[:200] else ""
 
 
@@ -5529,19 +5567,25 @@ def order_versions(*texts: str) -> list[tuple[int, ...]]:
     return [tuple(map(int, re.findall(r"[0-9]{1,9}", text)[:3])) for text in texts]
 
 
+def other_files(folder: str) -> set[str]:
+    """What lies in a folder beside the files of the skill."""
+    pattern = r"(?:%s)(?:\.[\d.]+\.tmp)?" % "|".join(map(re.escape, SKILL_FILES))
+    return {name for name in list_names(folder) if not re.fullmatch(pattern, name)}
+
+
 def judge_skill(folder: str, hosts: Iterable[str], entry: dict[str, Any], own: dict[str, str], *,
                 is_strict: bool = False) -> Placed:
     """What lies where the skill belongs. Ours is what install-skill has put there and nobody has changed;
     and, unless `is_strict`, the files of this copy, and another version that was copied there by hand."""
     found = {name: read_file(os.path.join(folder, name)) for name in SKILL_FILES}
-    script, marks = found[SKILL_FILES[0]] or "", as_map(entry.get("files"))
+    script, marks = found[SKILL_FILES[0]] or "", entry.get("files") or {}
     copy = Placed(tuple(hosts), folder, "foreign", script_version(script),
                   fix="look at it; --force replaces it")
     there, here = order_versions(copy.version, VERSION)
     if not os.path.lexists(folder):
         return copy._replace(did="absent")
     is_link, is_same = os.path.islink(folder), found == own
-    if is_same and not is_strict or is_link and os.readlink(folder) == entry.get("link"):
+    if is_same and not is_strict or is_link and os.readlink(folder) in (entry.get("links") or ()):
         return copy._replace(did="up-to-date" if is_same else "ours")
     if is_link or not os.path.isdir(folder):
         what = "a link to %s" % os.readlink(folder) if is_link else "a file"
@@ -5551,6 +5595,9 @@ def judge_skill(folder: str, hosts: Iterable[str], entry: dict[str, Any], own: d
     if not is_strict and there > here:
         return copy._replace(what="is %s, newer than this one, %s" % (copy.version, VERSION),
                              fix="use that one; --force replaces it")
+    if not entry and copy.version and other_files(folder):
+        return copy._replace(what="was put there by somebody else, with more files",
+                             fix="bring it up to date as it was installed; --force replaces it")
     for name, text in found.items():
         path, known = os.path.join(folder, name), marks.get(name) or ()
         is_other = not known and copy.version not in ("", VERSION) and (   # its SKILL.md stands in it, too
@@ -5567,19 +5614,23 @@ def text_list(value: object) -> list[str]:
 
 
 def read_skills(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What skills.json says of each folder, whatever somebody has made of it."""
-    return {folder: {"project": str(one.get("project") or ""), "hosts": text_list(one.get("hosts")),
-                     "link": str(one.get("link") or ""),
-                     "files": {name: text_list(marks) for name, marks in as_map(one.get("files")).items()}}
-            for folder, one in ((folder, as_map(one)) for folder, one in as_map(facts.get("skills")).items())
-            if one and os.path.isabs(folder) and "\0" not in folder}
+    """What skills.json says of each folder, whatever somebody has made of it: for which hosts and project it
+    is, the links that it may be, and the checksums that its files may have. Projects that are gone are not
+    told of."""
+    found = {folder: {"project": str(one.get("project") or ""), "hosts": text_list(one.get("hosts")),
+                      "links": text_list(one.get("links")),
+                      "files": {name: text_list(marks) for name, marks in as_map(one.get("files")).items()}}
+             for folder, one in ((folder, as_map(one)) for folder, one in as_map(facts.get("skills")).items())
+             if one and os.path.isabs(folder) and "\0" not in folder}
+    return {folder: one for folder, one in found.items() if not one["project"] or read_stat(one["project"])}
 
 
 def remove_litter(folder: str, names: Iterable[str]) -> None:
     """Removes what somebody who was killed in here has left: NAME.1234.5.tmp, and links of that name."""
     pattern = r"(?:%s)\.[\d.]+\.tmp" % "|".join(map(re.escape, names))
     for path in (os.path.join(folder, name) for name in list_names(folder) if re.fullmatch(pattern, name)):
-        remove_skill(path) if os.path.isdir(path) else remove_file(path)
+        is_folder = os.path.isdir(path) and not os.path.islink(path)
+        remove_folder(path) if is_folder else remove_file(path)
 
 
 def remove_skill(folder: str) -> None:
@@ -5597,11 +5648,7 @@ def place_skill(folder: str, files: dict[str, str], link: str) -> None:
     """Puts the files into a folder, or makes it a link. Each file is the old or the new one at any moment, a
     folder becomes a skill when all of it is there, and what cannot be replaced stays."""
     above, is_folder = os.path.dirname(folder), os.path.isdir(folder) and not os.path.islink(folder)
-    others = sorted({*list_names(folder)} - {*SKILL_FILES}) if is_folder else []
     aside, old = (os.path.join(above, ".selftalk.%d.%d.tmp" % (os.getpid(), number)) for number in (1, 2))
-    if link and others:
-        what = "%s: holds other files: %s" % (folder, " ".join(others))
-        raise Unusable(what, "move them away, or use --copy")
     remove_litter(above, [".selftalk"])
     remove_litter(folder, SKILL_FILES) if is_folder else None
     is_aside = bool(link) or os.path.lexists(folder) and not is_folder
@@ -5626,39 +5673,38 @@ class SkillRecord:
     Nobody else changes it, or what it tells of, while it is opened."""
 
     def __init__(self, env: dict[str, str], project: str) -> None:
-        state, path = state_folder(env), os.path.abspath(__file__)
-        self.env, self.project, self.own = env, project, os.path.dirname(path)
+        path = os.path.realpath(os.path.abspath(__file__))
+        self.state, self.project, self.own = state_folder(env), project, os.path.dirname(path)
         self.files = dict(zip(SKILL_FILES, (read_file(path) or "", SKILL)))   # as this copy has them
         if not script_version(self.files[SKILL_FILES[0]]):
             raise Unusable("%s: cannot be read any more" % path, "call selftalk.py where it lies")
-        self.path, self.made = os.path.join(state, "skills.json"), make_folder(state)
-        self.skills: dict[str, dict[str, Any]] = {}   # by folder: hosts, project, files, link
+        self.path, self.made = os.path.join(self.state, "skills.json"), []
+        self.skills: dict[str, dict[str, Any]] = {}   # by folder: see read_skills
 
     def note(self, folder: str, entry: dict[str, Any]) -> None:
-        """Writes down what lies in a folder; {} for nothing of ours. Folders that nobody needs go."""
+        """Writes down what lies in a folder; {} for nothing of ours."""
         self.skills = {name: one for name, one in {**self.skills, folder: entry}.items() if one}
-        if not entry:
-            remove_empty(sorted(self.made))
-            self.made = [made for made in self.made if os.path.isdir(made)]
-        if not self.skills:
-            return   # who has opened it removes the file
         kept = {"format": SKILLS_FORMAT, "made": self.made, "skills": self.skills}
-        write_file(self.path, json.dumps(kept) + "\n")
+        if self.skills:   # else who has opened it removes the file
+            write_file(self.path, json.dumps(kept) + "\n")
 
     @contextlib.contextmanager
     def opened(self) -> Iterator["SkillRecord"]:
-        """Reads it, and holds it."""
-        with hold_lock(self.path + ".lock"):
+        """Reads it, and holds it; folders that were made for it, and that nobody needs any more, then go."""
+        with hold_folder(self.state) as missing:
             facts = parse_object(read_file(self.path))
             if facts and facts.get("format") != SKILLS_FORMAT:
                 raise Unusable("%s: written by another version of selftalk" % self.path, "use that version")
-            self.skills, self.made = read_skills(facts), [*self.made, *text_list(facts.get("made"))]
+            self.skills, self.made = read_skills(facts), list({*missing, *text_list(facts.get("made"))})
+            remove_litter(self.state, ["skills.json"])
             try:
                 yield self
             finally:
-                if not self.skills:
-                    attempt(lambda: remove_file(self.path), lambda: remove_file(self.path + ".lock"))
-                    remove_empty(sorted(self.made))
+                remove_empty(self.made)
+                if not self.skills:   # only now: it tells what has been made
+                    with using_file(self.path, "removed"):
+                        remove_file(self.path)
+                    remove_empty(self.made)
 
     def judge(self, folder: str, hosts: Iterable[str], is_strict: bool = False) -> Placed:
         """What lies there."""
@@ -5666,21 +5712,28 @@ class SkillRecord:
 
     def place(self, copy: Placed, link: str) -> Placed:
         """Puts the skill into one folder. It is noted before, so that the record is never less than the
-        truth; the old checksums count, too: we may be cut off in between."""
+        truth, beside what was there: we may be cut off in between."""
         folder, entry = copy.folder, self.skills.get(copy.folder, {})
-        known = as_map(entry.get("files"))
+        links, known = entry.get("links") or [], entry.get("files") or {}
+        others = sorted(other_files(folder)) if link else []
+        if others:
+            raise Unusable("holds other files: " + " ".join(others), "move them away, or use --copy")
         files = {name: list(dict.fromkeys([checksum(text), *known.get(name, ())]))[:2]
                  for name, text in self.files.items()}
-        new = {"project": self.project, "hosts": sorted({*copy.hosts, *(entry.get("hosts") or ())}),
-               "link": link, "files": files}
+        hosts = sorted({*copy.hosts, *(entry.get("hosts") or ())})
+        new = {"project": self.project, "hosts": hosts, "files": files,
+               "links": list(dict.fromkeys([link, *links]))[:2] if link else links[:1]}
+        self.made = list({*self.made, *missing_folders(os.path.dirname(folder) if link else folder)})
         try:
-            self.made += make_folder(os.path.dirname(folder), 0o777)
             self.note(folder, new)
+            make_folder(os.path.dirname(folder), 0o777)
             place_skill(folder, self.files, link)
         except Failure as failure:
-            if copy.did == "absent":   # half of it would be nobody's; of an update both are known
-                attempt(lambda: remove_skill(folder), lambda: self.note(folder, entry))
-            raise Unusable(failure.what, failure.fix if "other files" in failure.what else NOT_WRITABLE)
+            # Half of a new one would be nobody's; of an update both are known.
+            attempt(lambda: remove_skill(folder) if copy.did == "absent" else None,
+                    lambda: self.note(folder, entry) if copy.did != "ours" else None)
+            is_misled = "XDG_STATE_HOME" in failure.fix
+            raise Unusable(failure.what, NOT_WRITABLE if is_misled else failure.fix) from failure
         did = "installed" if copy.did == "absent" else "updated"
         return copy._replace(did=did, version=VERSION, was=copy.version, what="", fix="")
 
@@ -5713,6 +5766,7 @@ class SkillRecord:
             return copy._replace(did="left", what="was not put there by install-skill")
         if copy.did == "foreign" and not is_forced:
             return copy._replace(did="refused")
+        remove_litter(os.path.dirname(folder), [".selftalk"])
         remove_skill(folder) if os.path.lexists(folder) else None
         self.note(folder, {})
         return copy._replace(did="removed", what="", fix="")
@@ -5721,6 +5775,11 @@ class SkillRecord:
 def name_hosts(homes: Iterable[SkillHome]) -> list[str]:
     """What hosts are called."""
     return [home.host for home in homes]
+
+
+def reads_common(home: SkillHome, env: dict[str, str]) -> bool:
+    """Whether a host reads the folder of its user that they share: what moves all of its home moves that."""
+    return home.is_shared and not (home.home[1] == "~" and env.get(home.home[0]))
 
 
 def group_homes(homes: list[SkillHome], env: dict[str, str], project: str) -> dict[str, list[SkillHome]]:
@@ -5733,8 +5792,8 @@ def group_homes(homes: list[SkillHome], env: dict[str, str], project: str) -> di
     has_common = SKILL_HOMES[-1] in homes or os.path.lexists(common) or \
         any(os.path.realpath(folder) == real for folder in own.values())
     for home, folder in own.items():
-        is_common = not project and has_common and (
-            home.is_shared and not os.path.lexists(folder) or os.path.realpath(folder) == real)
+        is_common = has_common and not project and (
+            reads_common(home, env) and not os.path.lexists(folder) or os.path.realpath(folder) == real)
         found.setdefault(common if is_common else folder, []).append(home)
     return found
 
@@ -5756,16 +5815,19 @@ def install_skills(homes: list[SkillHome], env: dict[str, str], project: str, *,
         if kind == "link" and {name: read_file(os.path.join(record.own, name)) for name in SKILL_FILES} \
                 != record.files:
             what = "--link: there is no SKILL.md of this selftalk.py in %s" % record.own
-            raise Unusable(what, "use --copy")
+            raise Unusable(what, "call it from a git clone, or make copies")
+        served = []   # folders that have it now
         for folder, group in group_homes(homes, env, project).items():
             hosts = name_hosts(group)
-            yield try_skill(lambda: record.install(folder, hosts, kind, is_forced), folder, hosts)
-        if SKILL_HOMES[-1] in homes and not project:
-            for home in (home for home in SKILL_HOMES[:-1] if home.is_shared):
-                folder = skill_folder(home, env)
-                if folder in record.skills:
-                    names = [home.host]
-                    yield try_skill(lambda: record.uninstall(folder, names, False), folder, names)
+            copy = try_skill(lambda: record.install(folder, hosts, kind, is_forced), folder, hosts)
+            served += [folder] if copy.did not in ("refused", "left") else []
+            yield copy
+        common = skill_folder(SKILL_HOMES[-1], env)
+        for home in SKILL_HOMES[:-1] if SKILL_HOMES[-1] in homes and common in served else ():
+            folder, hosts = skill_folder(home, env), [home.host]
+            is_own = os.path.realpath(folder) != os.path.realpath(common)
+            if reads_common(home, env) and is_own and folder in record.skills:
+                yield try_skill(lambda: record.uninstall(folder, hosts, False), folder, hosts)
 
 
 def uninstall_skills(names: list[str], env: dict[str, str], project: str, *,
@@ -5781,6 +5843,11 @@ def uninstall_skills(names: list[str], env: dict[str, str], project: str, *,
         for folder, hosts in folders.items():
             if hosts and (folder in record.skills or judge_skill(folder, hosts, {}, record.files).version):
                 yield try_skill(lambda: record.uninstall(folder, hosts, is_forced), folder, hosts)
+        elsewhere = own_command("install-skill --uninstall --project")
+        for folder, entry in record.skills.items() if not (names or project) else ():
+            if entry["project"]:
+                fix = "cd %s && %s" % (shlex.quote(entry["project"]), elsewhere)
+                yield Placed(tuple(entry["hosts"]), folder, "left", what="is of a project", fix=fix)
 
 
 VERSION_NUMBER = re.compile(r"\d+\.\d+(?:\.\d+)?(?:-[\w.]+)?\b")
@@ -5808,7 +5875,7 @@ def read_agent_version(program: str, env: dict[str, str]) -> str:
         package = parse_object(read_file(os.path.join(folder, "package.json")))
         commands = as_map(package.get("bin")).values()
         if any(os.path.normpath(os.path.join(folder, str(one))) == path for one in commands):
-            return str(package.get("version"))
+            return str(package.get("version") or "")
     with contextlib.suppress(Failure):
         said = converse((program, "--version"), "", VERSION_NUMBER.search, env=env, deadline_s=PROBE_S)
         found = VERSION_NUMBER.search(clean_text(said))
@@ -5834,7 +5901,9 @@ def examine_agent(agent: Agent, env: dict[str, str], echo: Optional[Tell]) -> Fi
         text = "does not answer, " + program
         return Finding("wrong", agent.name, text, "run %s --version" % program, facts)
     profile = built_in_config().profiles.get(agent.name)
-    usage = read_account(profile, env, echo=echo) if profile else Usage()
+    usage = Usage()
+    with contextlib.suppress(Failure):   # of the state folder, say: that is told apart
+        usage = read_account(profile, env, echo=echo) if profile else usage
     login, facts["login"] = describe_login(usage)
     text = ", ".join((version or "version unknown", login, program))
     if facts["login"] == "no":
@@ -5864,10 +5933,11 @@ def examine_tmux(env: dict[str, str]) -> Finding:
 
 def examine_state(env: dict[str, str]) -> Finding:
     """Whether the state folder can be written to."""
-    made = []
+    made: list[str] = []
     try:
         state = state_folder(env)
-        made = make_folder(state)
+        made = missing_folders(state)
+        make_folder(state)
         path = os.path.join(state, "doctor.%d" % os.getpid())
         write_file(path, "")
         remove_file(path)
@@ -5913,8 +5983,9 @@ def examine_skills(env: dict[str, str]) -> Iterator[Finding]:
         elif copy.did != "up-to-date":
             why = copy.what or "another one than this copy, %s" % VERSION
             yield Finding("note", "skill", "%s: %s" % (text, why), copy.fix if copy.what else again, facts)
-        elif group[0].is_shared and folder != common and os.path.lexists(common):
-            fix = again.replace("--provider", "--uninstall --provider") if folder in known else "remove one"
+        elif reads_common(group[0], env) and folder != common and os.path.lexists(common):
+            fix = again.replace("--provider", "--uninstall --provider") if folder in known else \
+                "remove one of the two"
             yield Finding("note", "skill", "%s, and once more in %s" % (text, common), fix, facts)
         else:
             yield Finding("ok", "skill", text, "", facts)
@@ -5956,19 +6027,18 @@ def examine(load: Callable[[], Config], env: dict[str, str], echo: Optional[Tell
     yield Finding("ok", "selftalk", "%s, %s" % (VERSION, os.path.abspath(__file__)), "", {"version": VERSION})
     yield Finding("ok", "python", "%s, %s" % (version, sys.executable), "", {"version": version})
     yield examine_tmux(env)
-    state = examine_state(env)
-    yield state
+    yield examine_state(env)
     yield from examine_config(load, env)
     agents = [row for row in AGENT_ROWS if row.command and (
         row.install or find_program(row.command, env.get("PATH", os.defpath), "/"))]
     there = []
-    for row in agents if state.mark == "ok" else ():   # in turn: Ctrl-C ends the one that is asked
+    for row in agents:   # in turn: Ctrl-C ends the one that is asked
         one = examine_agent(row, env, echo)
         there += [(row, one.facts["login"])] if one.facts["path"] else []
         yield one
-    if state.mark == "ok" and not there:
+    if not there:
         yield Finding("wrong", "agents", "none is installed", AGENTS[ROUTE[0]].install)
-    elif there and not any(login in ("yes", "unknown") for _, login in there):
+    elif not any(login in ("yes", "unknown") for _, login in there):
         yield Finding("wrong", "agents", "none is logged in", "start %s and log in" % there[0][0].command)
     yield from examine_host(env)
     try:
@@ -6098,13 +6168,13 @@ def result_object(run: Run, ending: Ending) -> dict[str, Any]:
             "resets_at": ending.resets_at}
 
 
-def placed_line(copy: Placed) -> str:
-    """What became of a copy of the skill, for a person."""
+def placed_line(copy: Placed, width: int) -> str:
+    """What became of a copy of the skill, for a person; so wide is the column of the hosts."""
     is_new = copy.did in ("installed", "updated")
     was = copy.was + " -> " if copy.was and copy.was != copy.version else ""
     did = copy.did + " %s%s" % (was, copy.version) * is_new
     target = " -> " + os.readlink(copy.folder) if os.path.islink(copy.folder) else ""
-    return "%-10s %-24s %s" % (", ".join(copy.hosts), did, copy.folder + target)
+    return "%-*s %-24s %s" % (width, ", ".join(copy.hosts), did, copy.folder + target)
 
 
 def finding_lines(one: Finding) -> Iterator[str]:
@@ -6431,7 +6501,7 @@ def load_config(named: str) -> Config:
     path = named or os.path.join(home, "selftalk", "config.yaml")
     if not named and not os.path.lexists(path):
         return built_in_config()
-    with using_file(path, "read", "check --config"), open(path, "rb") as file:
+    with using_file(path, "read", "check --config"), open(path, "rb", opener=open_plain) as file:
         data = file.read()
     try:
         return read_config(data.decode("utf-8-sig"), path)
@@ -6693,7 +6763,7 @@ def cmd_stop(args: "argparse.Namespace") -> int:
         try:
             run = find_run(args.state, word)
             runs.append(run)
-            was_alive = stop_run(run, args.echo)
+            was_alive = forget_reset(run) | stop_run(run, args.echo)
             args.tell("run %d: %s" % (run.id, "stopped" if was_alive else "was over already"))
         except Failure as failure:
             troubles.append(failure)
@@ -6791,6 +6861,8 @@ def cmd_install_skill(args: "argparse.Namespace") -> int:
     """Puts the skill where hosts look for it, or takes it back."""
     env, names = args.means.base, [name for word in args.provider for name in word.split(",") if name]
     project = find_project(resolve_workspace("")) if args.project else ""
+    if len({*args.kinds}) + args.uninstall > 1:
+        raise Unusable("more than one of --copy, --link, --uninstall", "keep one of them")
     if args.uninstall:
         rows = list(uninstall_skills(names, env, project, is_forced=args.force))
         args.tell("nothing is installed") if not rows else None
@@ -6799,8 +6871,9 @@ def cmd_install_skill(args: "argparse.Namespace") -> int:
         if not homes:
             raise Missing("no agent that reads skills is found here; selftalk itself is ready",
                           "name one for later: --provider %s" % " ".join(name_hosts(SKILL_HOMES)))
-        rows = list(install_skills(homes, env, project, kind=args.kind, is_forced=args.force))
-    show(args, lambda: [row._asdict() for row in rows], map(placed_line, rows))
+        rows = list(install_skills(homes, env, project, kind="".join(args.kinds[:1]), is_forced=args.force))
+    width = max([10, *(len(", ".join(row.hosts)) for row in rows)])
+    show(args, lambda: [row._asdict() for row in rows], (placed_line(row, width) for row in rows))
     for row in rows:
         args.tell(failure_text(Failure("%s: %s" % (row.folder, row.what), row.fix))) if row.what else None
     if {"installed", "updated"} & {row.did for row in rows}:
@@ -6944,9 +7017,9 @@ SKILLS = (
         dict(nargs="+", action="extend", default=[])),
     Arg("--project", "", "for this project, not for you"),
     Arg("--copy", "", "a copy of both files",
-        dict(dest="kind", action="store_const", const="copy", default="")),
+        dict(dest="kinds", action="append_const", const="copy", default=[])),
     Arg("--link", "", "a link to the folder that this copy lies in",
-        dict(dest="kind", action="store_const", const="link", default="")),
+        dict(dest="kinds", action="append_const", const="link", default=[])),
     Arg("--force", "", "also where something else lies"),
     Arg("--uninstall", "", "take back what it has installed"),
 )
@@ -6979,17 +7052,18 @@ COMMANDS = {   # verb -> (its deed, what --help says, its arguments less those t
 }
 MEANT_VERBS = {   # what people type who know another program
     "ps": "list", "status": "list", "history": "list", "kill": "stop", "cancel": "stop", "rm": "prune",
-    "delete": "prune", "quota": "usage", "tail": "log", "resume": "send", "install": "install-skill"}
+    "delete": "prune", "quota": "usage", "tail": "log", "resume": "send", "install": "install-skill",
+    "uninstall": "install-skill --uninstall"}
 COMING_VERBS = ("monitor", "trust", "diff", "merge")
 
 HELP = """selftalk %s: hand a prompt to another coding agent, and get its answer back.
 
-  selftalk.py demo                      see it work: no account needed
-  selftalk.py doctor                    which agents are here, and what is wrong
-  selftalk.py -c "prompt"               talk to Claude (-x Codex, -g Gemini); `send` goes on
-  selftalk.py -c -e -g "prompt"         Claude, or Gemini when Claude's quota is low
-  selftalk.py run -p NAME -f plan.md    hand over a task, in this folder; `profiles` has the names
-  selftalk.py install-skill             teach it to the agents that are here
+  selftalk.py demo                    see it work: no account needed
+  selftalk.py doctor                  which agents are here, and what is wrong
+  selftalk.py -c "prompt"             talk to Claude (-x Codex, -g Gemini)
+  selftalk.py -c -e -g "prompt"       Claude, or Gemini when its quota is low
+  selftalk.py run -p NAME -f plan.md  hand over a task, in this folder
+  selftalk.py install-skill           teach it to the agents that are here
 
 %s
 
@@ -7084,8 +7158,10 @@ def dispatch(words: list[str], began_s: float) -> int:
     args.began_s, args.watch = began_s, Watch(args.tell)
     args.means = Means(lambda: load_config(args.config), dict(os.environ), args.tell, args.echo,
                        args.watch.beat)
+    if literal_words and not hasattr(args, "words"):
+        raise Unusable("%s: takes no words behind --" % name, "leave them out")
     if literal_words:
-        args.words = getattr(args, "words", []) + literal_words
+        args.words += literal_words
     if name != "demo":   # which has a state folder of its own
         args.state = state_folder(dict(os.environ))
         collect_runs(args.state, args.tell)

@@ -275,6 +275,17 @@ def test_an_interrupt_ends_the_wait_for_a_reset_and_a_wait_takes_it_up(crew):
     assert crew.run_json("wait", "1")[1]["outcome"] == "answered"
 
 
+@pytest.mark.parametrize("words", [("--once",), ()])
+def test_stop_ends_the_wait_for_a_reset_for_good(crew, words):
+    caller = crew.start("-c", "--here", "--wait-for-reset", "--failover", "-x", *words, "hello [[limit=resets in 4s]]")
+    assert until_true(lambda: crew.run_folder().exists() and crew.turn().get("outcome") == "limited")
+    status, out, err = crew.run("stop", "1")
+    assert (status, "run 1: stopped" in err) == (0, True)
+    assert caller.wait(timeout=20) == 6 and b"limited" in caller.communicate()[1]
+    assert crew.run_json("wait", "1")[1]["outcome"] == "limited" and len(crew.prompts("claude")) == 1 and not crew.prompts("codex")
+    assert "was over already" in crew.run("stop", "1")[2]
+
+
 def test_a_limit_without_an_end_is_not_waited_for(crew):
     crew.behave("claude", "limit=ask your admin")
     result, err = crew.ask("--wait-for-reset", "hello", status=6)

@@ -10,6 +10,7 @@ import threading
 
 import pytest
 
+import selftalk
 from sandboxes import PROGRAM, ROOT
 from test_failover import Crew, make_repository
 from test_talk import opened_talk
@@ -134,4 +135,7 @@ def test_a_conversation_goes_on_with_the_same_agent(crew):
 def test_the_config_of_the_readme_is_one(sandbox):
     path = sandbox.config(CONFIG)
     status, profiles = sandbox.run_json("profiles", env={"CHEAP_API_KEY": "sk-fake-not-a-key"})
-    assert status == 0 and {one["name"] for one in profiles} >= {"codex-spark"} and profiles[0]["config"] == str(path)
+    used = set(re.findall(r" -p (\S+)", "".join(WORKFLOWS.values())))
+    assert status == 0 and {one["name"] for one in profiles} >= used > {"codex-spark"} and profiles[0]["config"] == str(path)
+    built_in = selftalk.built_in_config().profiles
+    assert [one["args"] for one in profiles if one["name"] in built_in] == [list(built_in[name].args) for name in ("claude", "codex", "gemini")]

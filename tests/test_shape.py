@@ -70,8 +70,8 @@ def test_no_function_is_longer_than_50_lines_and_nine_in_ten_have_at_most_30():
     assert sizes[len(sizes) * 9 // 10] <= 30
 
 
-def test_the_file_stays_below_7140_lines_of_110_columns():
-    assert len(LINES) <= 7140
+def test_the_file_stays_below_7220_lines_of_110_columns():
+    assert len(LINES) <= 7220
     assert not [number for number, line in enumerate(LINES, 1) if len(line) > 110]
 
 

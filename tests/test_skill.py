@@ -5,10 +5,8 @@ import pathlib
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -20,6 +18,7 @@ HEAD, BODY = SKILL_MD.split("---\n", 2)[1:]
 VERSION = selftalk.VERSION
 OLDER = PROGRAM.read_text(encoding="utf-8").replace('VERSION = "%s"' % VERSION, 'VERSION = "0.0.9"').replace(
     "# selftalk: hand work to another coding agent", "# selftalk: hand work to one more coding agent")
+OLDER_MD = SKILL_MD.replace("to another coding agent\n\n`self", "to one more coding agent\n\n`self")
 HOMES = {   # host: where its skills lie, and the variable that moves its folder
     "claude": (".claude/skills", "CLAUDE_CONFIG_DIR", "skills"), "codex": (".codex/skills", "CODEX_HOME", "skills"),
     "gemini": (".gemini/skills", "GEMINI_CLI_HOME", ".gemini/skills"),
@@ -47,6 +46,12 @@ def tree(folder):
     return found
 
 
+def make_git(folder):
+    """What makes a folder the root of a repository."""
+    (folder / ".git").mkdir()
+    (folder / ".git/HEAD").write_text("ref: refs/heads/main\n")
+
+
 def have(box, *hosts):
     """Makes hosts that are there, and returns the folders in which they have the skill."""
     folders = [box.home / HOMES[host][0] / "selftalk" for host in hosts]
@@ -66,7 +71,7 @@ def put(folder, script=OLDER, skill=None):
     """A copy that somebody has made by hand."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "selftalk.py").write_text(script, encoding="utf-8")
-    (folder / "SKILL.md").write_text(skill or SKILL_MD.replace("to another coding agent\n\n`self", "to one more coding agent\n\n`self"))
+    (folder / "SKILL.md").write_text(OLDER_MD if skill is None else skill)
 
 
 def install_by(box, text, *words, name="other"):
@@ -276,6 +281,22 @@ def test_a_link_is_not_put_over_files_of_others(box):
     assert install(box)["claude"]["did"] == "up-to-date"
 
 
+def test_a_forced_link_that_is_refused_makes_nothing_ours(box):
+    folder, = have(box, "claude")
+    put(folder, "mine", "mine")
+    (folder / "notes").write_text("mine")
+    before = tree(box.home)
+    assert install(box, "--link", "--force", status=2)["claude"]["did"] == "refused" and tree(box.home) == before
+    assert install(box, "--uninstall") == {} and tree(box.home) == before
+
+
+def test_litter_is_no_file_of_others(box):
+    folder, = have(box, "claude")
+    install(box)
+    (folder / "selftalk.py.12.34.tmp").write_text("half of")
+    assert install(box, "--link")["claude"]["did"] == "updated" and folder.is_symlink()
+
+
 def test_a_copy_can_be_made_through_the_link_that_it_replaces(box):
     folder, = have(box, "claude")
     install(box, "--link")
@@ -315,7 +336,7 @@ def test_a_copy_that_lies_alone_cannot_be_linked_to(box):
     alone.parent.mkdir()
     shutil.copy(PROGRAM, alone)
     ran = subprocess.run([sys.executable, alone, "install-skill", "--provider", "claude", "--link"], env=box.env, stderr=subprocess.PIPE)
-    assert ran.returncode == 2 and b"use --copy" in ran.stderr and not (box.home / ".claude").exists()
+    assert ran.returncode == 2 and b"or make copies" in ran.stderr and not (box.home / ".claude").exists()
 
 
 def test_the_copy_in_a_hosts_own_folder_completes_itself_and_never_becomes_a_link_to_itself(box):
@@ -351,7 +372,7 @@ def test_the_shared_folder_can_be_named_and_serves_those_that_read_it(box):
 def test_uninstall_leaves_what_serves_others_only(box):
     install(box, "--provider", "agents")
     assert box.run("install-skill", "--uninstall", "--provider", "codex") == (0, "", "selftalk: nothing is installed\n")
-    (box.work / ".git").mkdir()
+    make_git(box.work)
     install(box, "--project", "--provider", "codex")
     assert install(box, "--project", "--provider", "gemini")["gemini"]["did"] == "up-to-date"
     assert install(box, "--uninstall", "--project", "--provider", "opencode") == {}
@@ -366,6 +387,32 @@ def test_a_shared_copy_takes_the_place_of_those_that_were_installed_one_by_one(b
     rows = install(box, "--provider", "agents", status=2)
     assert {host: row["did"] for host, row in rows.items()} == {"agents": "installed", "codex": "removed", "gemini": "refused"}
     assert not codex.exists() and (gemini / "SKILL.md").read_text() == "mine"
+
+
+def test_an_own_copy_stays_when_the_shared_one_cannot_be_made_or_is_the_same(box):
+    codex, = have(box, "codex")
+    install(box)
+    shared = box.home / ".agents/skills/selftalk"
+    put(shared, "mine", "mine")
+    rows = install(box, "--provider", "agents", status=2)
+    assert {host: row["did"] for host, row in rows.items()} == {"agents": "refused"} and holds_both(codex)
+    shutil.rmtree(shared.parent)
+    shutil.move(codex.parent, shared.parent)
+    codex.parent.symlink_to(os.path.relpath(shared.parent, codex.parent.parent))
+    assert {row["did"] for row in install(box, "--provider", "agents").values()} == {"up-to-date"} and holds_both(codex)
+
+
+def test_gemini_in_another_home_does_not_read_the_shared_folder_of_this_one(box):
+    rows = install(box, "--provider", "agents", "gemini", env={"GEMINI_CLI_HOME": str(box.folder / "gh")})
+    assert set(rows) == {"agents", "gemini"} and holds_both(box.folder / "gh/.gemini/skills/selftalk")
+
+
+def test_what_another_installer_has_put_there_with_more_files_is_left_to_it(box):
+    folder, = have(box, "codex")
+    put(folder)
+    (folder / "README.md").write_text("all of the repository")
+    row = install(box, status=2)["codex"]
+    assert row["did"] == "refused" and "by somebody else, with more files" in row["what"] and (folder / "selftalk.py").read_text() == OLDER
 
 
 @pytest.mark.parametrize("link", [".claude/skills/selftalk", ".claude/skills"])
@@ -384,7 +431,7 @@ def test_a_link_of_somebody_else_into_the_shared_folder_is_that_folder(box, link
 
 def test_a_project_has_one_copy_for_claude_and_one_for_all_that_share(box):
     have(box, "claude", "codex", "opencode", "amp")
-    (box.work / ".git").mkdir()
+    make_git(box.work)
     (box.work / "src/deep").mkdir(parents=True)
     box.work = box.work / "src/deep"
     rows = install(box, "--project")
@@ -392,8 +439,10 @@ def test_a_project_has_one_copy_for_claude_and_one_for_all_that_share(box):
     assert {host: row["folder"] for host, row in rows.items()} == {
         "claude": str(root / ".claude/skills/selftalk"), "codex, opencode, amp": str(root / ".agents/skills/selftalk")}
     assert not (box.home / ".claude/skills").exists()
-    assert install(box, "--uninstall") == {} and set(install(box, "--uninstall", "--project")) == {"claude", "amp, codex, opencode"}
-    assert tree(root) == {".git": "", "src": "", "src/deep": ""}
+    rows = install(box, "--uninstall")
+    assert {row["did"] for row in rows.values()} == {"left"} and all("cd %s && " % root in row["fix"] for row in rows.values())
+    assert set(install(box, "--uninstall", "--project")) == {"claude", "amp, codex, opencode"} and install(box, "--uninstall") == {}
+    assert tree(root) == {".git": "", ".git/HEAD": b"ref: refs/heads/main\n", "src": "", "src/deep": ""}
 
 
 # --- taking it back
@@ -449,28 +498,69 @@ def test_a_record_of_another_version_is_named_and_left_alone(box):
     assert status == 2 and "written by another version" in err and (box.state / "skills.json").read_text() == '{"format": 99}'
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 1, "skills": [1]}', '{"format": 1, "skills": {"/x": 1}, "made": null}'])
+@pytest.mark.parametrize("text", ['{"format": 1, "made": 5, "skills": {"%s": {"hosts": 5, "links": 5, "files": {"SKILL.md": 5}}, "\\u0000": {"a": 1}}}', "", "{", "[]", "null", '{"format": 1, "skills": [1]}', '{"format": 1, "skills": {"/x": 1}, "made": null}'])
 def test_a_damaged_record_is_none(box, text):
     folder, = have(box, "claude")
     box.state.mkdir(parents=True)
-    (box.state / "skills.json").write_text(text)
+    (box.state / "skills.json").write_text(text.replace("%s", str(folder)))
     assert install(box)["claude"]["did"] == "installed"
     assert install(box, "--uninstall")["claude"]["did"] == "removed" and not folder.exists()
 
 
-def test_whoever_is_killed_leaves_whole_files_and_the_next_one_finishes(box):
+BROKEN = """
+import errno, os, signal, sys
+sys.path.insert(0, %r)
+import selftalk
+how, left = sys.argv[1], [int(sys.argv[2])]
+def broken(name, deed):
+    def instead(*words, **more):
+        if name == "open" and not words[1] & os.O_CREAT:
+            return deed(*words, **more)
+        left[0] -= 1
+        if not left[0] and how == "full" and name in ("open", "mkdir", "symlink"):
+            raise OSError(errno.ENOSPC, "No space left on device", words[0])
+        result = deed(*words, **more)
+        if not left[0] and how != "full":
+            os.kill(os.getpid(), signal.SIGKILL if how == "kill" else signal.SIGINT)
+        return result
+    return instead
+for name in ("open", "mkdir", "symlink", "replace", "rename", "unlink", "rmdir"):
+    setattr(os, name, broken(name, getattr(os, name)))
+code = selftalk.main(sys.argv[3:])
+os._exit(code if left[0] <= 0 else 99)
+""" % str(ROOT)
+BEFORE = {"none": [], "an older one": [OLDER], "a copy": ["--copy"], "a link": ["--link"]}
+
+
+@pytest.mark.parametrize("how", ["kill", "interrupt", "full"])
+@pytest.mark.parametrize("before, words", [("none", []), ("an older one", []), ("a copy", ["--link"]), ("a link", ["--copy"]),
+                                           ("a copy", ["--uninstall"])])
+def test_whoever_is_cut_off_at_any_step_leaves_whole_files_and_all_can_be_taken_back(box, how, before, words):
     folder, = have(box, "claude")
-    for number in range(12):
-        shutil.rmtree(folder, ignore_errors=True)
-        install_by(box, OLDER) if number % 2 else None
-        old = {PROGRAM.read_text(), SKILL_MD, *(path.read_text() for path in (folder.iterdir() if folder.exists() else ()))}
-        process = box.start("install-skill")
-        time.sleep(0.03 + 0.012 * number)   # how far it has come by then does not matter
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        found = {path: path.read_text() for path in (folder.iterdir() if folder.exists() else ()) if not path.name.endswith(".tmp")}
-        assert set(found.values()) <= old and not ((folder / "SKILL.md") in found and (folder / "selftalk.py") not in found)
-        assert install(box)["claude"]["did"] in ("installed", "updated", "up-to-date") and holds_both(folder)
+    for step in range(1, 60):
+        for word in BEFORE[before]:
+            install_by(box, word) if word is OLDER else install(box, word)
+        ran = subprocess.run([sys.executable, "-X", "pycache_prefix=%s" % (box.folder / "cache"), "-c", BROKEN, how, str(step),
+                              "install-skill", *words], env=box.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert b"Traceback" not in ran.stderr, ran.stderr.decode()
+        found = [path.read_text() for path in (folder / "selftalk.py", folder / "SKILL.md") if path.exists()]
+        assert all(text in (OLDER, PROGRAM.read_text(), SKILL_MD, OLDER_MD) for text in found), step
+        assert len(found) == 2 or before == "none" or "--uninstall" in words or how == "kill", (step, ran.stdout, ran.stderr)
+        install(box, "--uninstall")
+        left = {name: what for name, what in tree(box.home).items() if not (name.startswith(".local") and what == "")}
+        assert left == {".claude": ""}, (step, left)
+        if ran.returncode == 99:
+            break
+    assert step > 5 and ran.returncode == 99
+
+
+def test_install_and_uninstall_at_once_do_no_harm(box):
+    folder, = have(box, "claude")
+    for _ in range(3):
+        callers = [box.start("install-skill", *words) for words in [[], ["--uninstall"]] * 4]
+        assert [(caller.communicate()[1].decode(), caller.returncode) for caller in callers if caller.wait(timeout=30)] == []
+    install(box, "--uninstall")
+    assert tree(box.home) == {".claude": ""}
 
 
 def test_many_at_once_leave_one_whole_copy(box):
@@ -562,13 +652,26 @@ def test_doctor_knows_who_is_not_logged_in(box):
                                                 '"response":{"rate_limits_available":false}}}' "';; esac\n")
     status, ok, found = doctor(box)
     assert (found["claude"][0]["login"], found["claude"][0]["mark"], found["claude"][0]["fix"]) == ("no", "note", "start claude and log in")
-    assert (status, ok) == (1, False) and "none is installed and logged in" in found["agents"][0]["text"]
+    assert (status, ok) == (1, False) and found["agents"][0]["text"] == "none is logged in"
 
 
 def test_doctor_says_when_an_agent_tells_nothing_or_hangs(box):
     program(box, "opencode", "no number")
     assert doctor(box)[2]["opencode"][0]["text"].startswith("version unknown, ")
     assert not box.processes()
+
+
+@pytest.mark.parametrize("deed", ["trap '' TERM; setsid sleep 7777 & while :; do sleep 300; done", "exec yes 'codex 1.2'", "exec yes 1"])
+def test_an_agent_that_hangs_or_never_stops_leaves_nothing(box, deed, monkeypatch):
+    program(box, "codex")
+    (box.folder / "programs/codex").write_text("#!/bin/sh\n%s\n" % deed)
+    for name, value in (("PROBE_S", 1.0), ("LEAVE_S", 0.1)):
+        monkeypatch.setattr(selftalk, name, value)
+    monkeypatch.setenv("TMPDIR", box.env["TMPDIR"])
+    monkeypatch.setattr("tempfile.tempdir", None)
+    one = selftalk.examine_agent(selftalk.AGENTS["codex"], box.env, None)
+    assert (one.mark, one.facts["version"]) == ("wrong", None) if "trap" in deed else one.facts["version"] == ("1.2" if "1.2" in deed else None)
+    assert not box.processes() and not list((box.folder / "tmp").iterdir())
 
 
 def test_doctor_without_tmux_or_with_an_old_one(box):

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -35,13 +35,12 @@ HOST_PROMPT, WORKER_PROMPT = "Let another agent do it.", "Do this; then 'that' &
 LAST_WORD = "My colleague is done."
 
 
-def put_skill(home, host, folder=""):
-    """Installs the skill for a host; returns its folder."""
-    folder = home / (folder or HOSTS[host][1]) / "selftalk"
-    folder.mkdir(parents=True)
-    for file in (PROGRAM, SKILL):
-        shutil.copy(file, folder)
-    return folder
+def put_skill(home, host, env):
+    """Installs the skill for a host, or into the folder that hosts share; returns the folder."""
+    ran = subprocess.run([sys.executable, PROGRAM, "install-skill", "--provider", host, "--json"], env=env, stdout=subprocess.PIPE, check=True)
+    [row] = json.loads(ran.stdout)
+    assert (row["did"], row["folder"]) == ("installed", str(home.resolve() / HOSTS.get(host, (0, ".agents/skills"))[1] / "selftalk"))
+    return home / HOSTS.get(host, (0, ".agents/skills"))[1] / "selftalk"
 
 
 def allow_claude(home, program):   # the skill itself; what it runs is allowed by its `allowed-tools`
@@ -83,8 +82,8 @@ class Host:
         self.work.mkdir()
         (self.work / "plan.md").write_text(WORKER_PROMPT + "\n")
 
-    def install(self, folder="", is_allowed=True):
-        self.skill = put_skill(self.home, self.host, folder)
+    def install(self, provider="", is_allowed=True):
+        self.skill = put_skill(self.home, provider or self.host, self.env)
         self.program = self.skill / "selftalk.py"
         if is_allowed and self.host in ALLOW:
             ALLOW[self.host](self.home, self.program)
@@ -150,7 +149,7 @@ def test_a_host_lists_the_skill_to_its_model_and_loads_it_whole(host):
 
 
 def test_two_copies_serve_all_hosts_and_none_complains_of_the_other(host):
-    host.install(".claude/skills", is_allowed=False).install(".agents/skills")
+    host.install("claude", is_allowed=False).install("agents")
     texts, printed = host.run()
     assert sum(text.count(description()) for text in texts) == 1 and "conflict" not in printed.lower()
 
