@@ -2663,11 +2663,12 @@ def converse(argv: tuple[str, ...], send: str, is_answer: Callable[[str], object
         env = {**env, "TMPDIR": folder, "SELFTALK_PROBE": folder}
         if find_program("timeout", env.get("PATH", os.defpath), folder):   # for when we are killed meanwhile
             argv = ("timeout", "-k", "1", "%d" % (deadline_s + 5.0), *argv)
-        with using_file(argv[0], "run"), open(path, "wb") as file:
-            asked = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT,
-                                     env=env, cwd=folder, start_new_session=True)
-        root = read_process(asked.pid) or Process(0, "")   # ended: its mark tells what it left
-        try:
+        asked, root = None, Process(0, "")   # its mark alone tells what is of it
+        try:   # from here on: a signal may come before Popen returns, when the command runs already
+            with using_file(argv[0], "run"), open(path, "wb") as file:
+                asked = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT,
+                                         env=env, cwd=folder, start_new_session=True)
+            root = read_process(asked.pid) or root
             with contextlib.suppress(OSError):   # it may have ended without reading
                 os.write(asked.stdin.fileno(), send.encode())
             if not send:
@@ -2680,7 +2681,7 @@ def converse(argv: tuple[str, ...], send: str, is_answer: Callable[[str], object
             any(asked.poll() is not None for _ in until(2.0 if len(text) <= most else 0.0))
         finally:
             end_processes(lambda: find_tree(root, "SELFTALK_PROBE=" + folder))
-            asked.wait()
+            asked.wait() if asked else None
         return text
 
 
@@ -5862,9 +5863,9 @@ class Finding(NamedTuple):
     facts: dict[str, Any] = {}   # for --json: version, path, …
 
 
-def as_finding(what: str, failure: Failure, mark: str = "wrong") -> Finding:
+def as_finding(what: str, failure: Failure) -> Finding:
     """What was found, when that is trouble."""
-    return Finding(mark, what, failure.what, failure.fix)
+    return Finding("wrong", what, failure.what, failure.fix)
 
 
 def read_agent_version(program: str, env: dict[str, str]) -> str:

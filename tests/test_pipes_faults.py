@@ -78,7 +78,7 @@ def test_a_removed_folder_is_told_once(play, sandbox):
     assert until_true(lambda: (sandbox.run_folder() / "progress.json").exists())   # the last that is written
     subprocess.run(["rm", "-r", str(sandbox.run_folder())], check=True)
     assert started.wait(timeout=30) == 2 and not sandbox.processes()
-    assert sandbox.run("list")[2] == "" and open_marks(sandbox) == []
+    assert sandbox.run("list")[2] == "selftalk: no runs yet\n" and open_marks(sandbox) == []
 
 
 def test_a_child_in_the_workers_own_session_is_ended_also_without_our_mark(play, sandbox):
