@@ -1,6 +1,6 @@
 PYTHON ?= python3
 RUNS   := tests/test_conduct.py tests/test_failover.py         # these start workers in tmux, and mostly wait
-CALLS  := tests/test_command_line.py tests/test_tmux.py
+CALLS  := tests/test_command_line.py tests/test_tmux.py tests/test_skill.py tests/test_readme.py
 TALKS  := tests/test_talk.py
 LONG   := tests/test_outliving.py tests/test_faults.py
 VENV   := .venv
