@@ -2414,21 +2414,14 @@ def hold_lock(path: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hold_folder(path: str) -> Iterator[list[str]]:
-    """Makes a folder and holds a lock on it, for whoever may remove it: those folders that were not there."""
-    missing: list[str] = []
-    while True:
-        missing += missing_folders(path)
-        make_folder(path)
-        with using_file(path), contextlib.suppress(FileNotFoundError):
-            handle = os.open(path, os.O_RDONLY)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            facts = read_stat(path)
-            if facts and os.path.samestat(facts, os.fstat(handle)):   # else who had it has removed it
-                break
-            os.close(handle)
+def hold_folder(path: str) -> Iterator[None]:
+    """Holds a lock on a folder that nobody removes; nothing where the system cannot lock one (NFS)."""
+    with using_file(path, "read"):
+        handle = os.open(path, os.O_RDONLY)
     try:
-        yield missing
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(handle)
 
@@ -5515,16 +5508,21 @@ class Placed(NamedTuple):
     fix: str = ""
 
 
+def home_folder(env: dict[str, str]) -> str:
+    """The home folder of the user."""
+    home = env.get("HOME", os.path.expanduser("~"))
+    if not os.path.isabs(home):
+        raise Unusable("HOME: `%s` is not an absolute path" % home, "set it to your home folder")
+    return home
+
+
 def skill_folder(home: SkillHome, env: dict[str, str], project: str = "") -> str:
     """Where the skill belongs, for a host: its user's, or that of a project."""
     if project:
         own = ".%s/skills" % home.host
         return os.path.join(project, AGENTS_SKILLS if home.is_shared else own, "selftalk")
     variable, otherwise = home.home
-    above = env.get("HOME", os.path.expanduser("~"))
-    if not os.path.isabs(above):
-        raise Unusable("HOME: `%s` is not an absolute path" % above, "set it to your home folder")
-    base = otherwise.replace("~", above, 1)
+    base = otherwise.replace("~", home_folder(env), 1)
     base = env[variable] if os.path.isabs(env.get(variable, "")) else base
     return os.path.join(base, home.folder, "selftalk")
 
@@ -5676,6 +5674,7 @@ class SkillRecord:
     def __init__(self, env: dict[str, str], project: str) -> None:
         path = os.path.realpath(os.path.abspath(__file__))
         self.state, self.project, self.own = state_folder(env), project, os.path.dirname(path)
+        self.home = home_folder(env)
         self.files = dict(zip(SKILL_FILES, (read_file(path) or "", SKILL)))   # as this copy has them
         if not script_version(self.files[SKILL_FILES[0]]):
             raise Unusable("%s: cannot be read any more" % path, "call selftalk.py where it lies")
@@ -5692,7 +5691,11 @@ class SkillRecord:
     @contextlib.contextmanager
     def opened(self) -> Iterator["SkillRecord"]:
         """Reads it, and holds it; folders that were made for it, and that nobody needs any more, then go."""
-        with hold_folder(self.state) as missing:
+        while not os.path.isdir(self.home):
+            self.home = os.path.dirname(self.home)
+        with hold_folder(self.home):   # not one that goes with the record: two could hold two of its name
+            missing = missing_folders(self.state)
+            make_folder(self.state)
             facts = parse_object(read_file(self.path))
             if facts and facts.get("format") != SKILLS_FORMAT:
                 raise Unusable("%s: written by another version of selftalk" % self.path, "use that version")
@@ -5838,9 +5841,9 @@ def uninstall_skills(names: list[str], env: dict[str, str], project: str, *,
     with SkillRecord(env, project).opened() as record:
         folders = {folder: name_hosts(group) for folder, group in group_homes(homes, env, project).items()}
         for folder, entry in record.skills.items():
-            hosts = entry.get("hosts") or []
+            hosts = entry["hosts"] or folders.get(folder, [])   # a damaged record may not tell them
             folders[folder] = [host for host in hosts if host in names or not names] \
-                if entry.get("project") == project else []
+                if entry["project"] == project else []
         for folder, hosts in folders.items():
             if hosts and (folder in record.skills or judge_skill(folder, hosts, {}, record.files).version):
                 yield try_skill(lambda: record.uninstall(folder, hosts, is_forced), folder, hosts)
