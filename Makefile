@@ -3,13 +3,14 @@ RUNS   := tests/test_conduct.py tests/test_failover.py         # these start wor
 CALLS  := tests/test_command_line.py tests/test_tmux.py tests/test_skill.py tests/test_readme.py
 TALKS  := tests/test_talk.py
 LONG   := tests/test_outliving.py tests/test_faults.py
+SKILLS := $(addprefix tests/live/test_,skill.py installers.py outliving.py)
 VENV   := .venv
 PYTEST := $(VENV)/bin/python -m pytest -q
 # The oldest and the newest Python, where they are found: on the PATH, or in pyenv's folder.
 OTHERS := $(foreach version,3.9 3.13,$(firstword $(wildcard $(HOME)/.pyenv/versions/$(version).*/bin/python3) \
                                                  $(shell command -v python$(version) 2>/dev/null)))
 
-.PHONY: help demo test test-rooms test-calls test-runs test-long test-others test-talks test-a-talk live live-some live-others bench capture install tmux
+.PHONY: help demo test test-rooms test-calls test-runs test-long test-others test-talks test-a-talk live live-some live-others live-skills bench capture install tmux
 
 help:     ## what there is (the default)
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -43,13 +44,16 @@ test-others:
 
 live: tmux $(VENV)/ready ## the real agent CLIs against a model server on 127.0.0.1; AGENTS=latest moves them on
 	SELFTALK_AGENTS='$(AGENTS)' $(VENV)/bin/python tests/live/install_agents.py
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync live-some live-others
+	@$(MAKE) --no-print-directory --jobs 3 --output-sync live-some live-others live-skills
 
 live-some:
-	$(PYTEST) tests/live -k 'opencode or gemini and not test_headless'
+	$(PYTEST) tests/live -k 'opencode or gemini and not test_headless' $(addprefix --ignore ,$(SKILLS))
 
 live-others:
-	$(PYTEST) tests/live -k 'not (opencode or gemini and not test_headless)'
+	$(PYTEST) tests/live -k 'not (opencode or gemini and not test_headless)' $(addprefix --ignore ,$(SKILLS))
+
+live-skills:
+	$(PYTEST) $(SKILLS)
 
 bench: tmux ## what selftalk costs, as ratios within one run
 	$(PYTHON) tests/bench.py
