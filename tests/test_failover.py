@@ -190,7 +190,7 @@ def test_a_caller_killed_at_any_moment_is_followed_by_one_wait_that_moves_it_onc
         assert until_true(lambda: {
             "asked": lambda: crew.prompts("claude"), "limited": lambda: crew.turn().get("outcome") == "limited",
             "ended": lambda: crew.facts()["state"] == "over", "started": lambda: crew.run_folder(2).exists(),
-            "taken over": lambda: crew.run_folder(2).exists() and crew.facts(2).get("launcher"),
+            "taken over": lambda: (crew.run_folder(2) / "run.json").exists() and crew.facts(2).get("launcher"),
         }[moment]() if (crew.run_folder() / "run.json").exists() else False)
     finally:
         process.send_signal(signal.SIGKILL)
