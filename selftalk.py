@@ -3241,11 +3241,9 @@ class Turn(NamedTuple):
 
 def read_turn(run: Run) -> dict[str, Any]:
     """What turns/N.json says of the latest turn; {} before it is written, or when a full disk has cut it."""
-    with contextlib.suppress(ValueError, RecursionError):
-        facts = as_map(json.loads(read_file(run.path("turns/%d.json" % run.facts["turn"])) or "{}"))
-        return {fact: value for fact, value in facts.items()
-                if value is None or isinstance(value, TURN_FACTS.get(fact, object))}
-    return {}
+    facts = parse_object(read_file(run.path("turns/%d.json" % run.facts["turn"])))
+    return {fact: value for fact, value in facts.items()
+            if value is None or isinstance(value, TURN_FACTS.get(fact, object))}
 
 
 def write_turn(run: Run, **facts: Any) -> None:
@@ -4242,8 +4240,8 @@ def usage_path(state: str, profile: Profile, env: dict[str, str]) -> str:
 
 def load_usage(path: str, now: float) -> Usage:
     """What is kept of an account, less what is over by now; an empty one when nothing can be read there."""
-    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):   # another version's, damaged
-        facts = as_map(json.loads(read_file(path) or "{}"))
+    with contextlib.suppress(ValueError, TypeError, KeyError):   # another version's, or damaged
+        facts = parse_object(read_file(path))
         windows = tuple(make_window(*row, now=now) for row in facts.pop("windows"))
         usage = Usage(windows, **facts.pop("usage"))
         if facts == {"format": USAGE_FORMAT} and all(type(one) in (int, float) for one in usage[4:]):
@@ -5024,7 +5022,7 @@ def read_progress(run: Run, at_s: float) -> Progress:
     """What the waits before this one have learnt: a stall is one, into however many waits it was cut."""
     progress = Progress()
     with contextlib.suppress(ValueError, TypeError):   # half of it, or not ours: then this wait begins anew
-        kept = as_map(json.loads(read_file(run.path("progress.json")) or "{}"))
+        kept = parse_object(read_file(run.path("progress.json")))
         progress = progress._replace(**{name: KEPT[name](kept[name]) for name in KEPT if name in kept})
     return progress._replace(moved_s=min(at_s, progress.moved_s), stirred_s=min(at_s, progress.stirred_s))
 
@@ -5508,6 +5506,11 @@ class Placed(NamedTuple):
     fix: str = ""
 
 
+def own_skill() -> dict[str, str]:
+    """The files of the skill, as this copy of selftalk has them."""
+    return dict(zip(SKILL_FILES, (read_file(os.path.abspath(__file__)) or "", SKILL)))
+
+
 def home_folder(env: dict[str, str]) -> str:
     """The home folder of the user."""
     home = env.get("HOME", os.path.expanduser("~"))
@@ -5675,7 +5678,7 @@ class SkillRecord:
         path = os.path.realpath(os.path.abspath(__file__))
         self.state, self.project, self.own = state_folder(env), project, os.path.dirname(path)
         self.home = home_folder(env)
-        self.files = dict(zip(SKILL_FILES, (read_file(path) or "", SKILL)))   # as this copy has them
+        self.files = own_skill()
         if not script_version(self.files[SKILL_FILES[0]]):
             raise Unusable("%s: cannot be read any more" % path, "call selftalk.py where it lies")
         self.path, self.made = os.path.join(self.state, "skills.json"), []
@@ -5974,7 +5977,7 @@ def examine_config(load: Callable[[], Config], env: dict[str, str]) -> Iterator[
 def examine_skills(env: dict[str, str]) -> Iterator[Finding]:
     """Whether the hosts that are there have the skill, once, and as this copy has it."""
     known = read_skills(parse_object(read_file(os.path.join(state_folder(env), "skills.json"))))
-    own = dict(zip(SKILL_FILES, (read_file(os.path.abspath(__file__)) or "", SKILL)))
+    own = own_skill()
     common, without = skill_folder(SKILL_HOMES[-1], env), []
     for folder, group in group_homes([home for home in SKILL_HOMES if has_host(home, env)], env, "").items():
         hosts = name_hosts(group)
