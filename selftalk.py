@@ -5569,10 +5569,15 @@ def order_versions(*texts: str) -> list[tuple[int, ...]]:
     return [tuple(map(int, re.findall(r"[0-9]{1,9}", text)[:3])) for text in texts]
 
 
+def find_litter(folder: str, names: Iterable[str]) -> list[str]:
+    """What somebody who was killed while he wrote has left of files or folders of these names."""
+    pattern = r"(?:%s)\.[\d.]+\.tmp" % "|".join(map(re.escape, names))
+    return [name for name in list_names(folder) if re.fullmatch(pattern, name)]
+
+
 def other_files(folder: str) -> set[str]:
     """What lies in a folder beside the files of the skill."""
-    pattern = r"(?:%s)(?:\.[\d.]+\.tmp)?" % "|".join(map(re.escape, SKILL_FILES))
-    return {name for name in list_names(folder) if not re.fullmatch(pattern, name)}
+    return {*list_names(folder)} - {*SKILL_FILES, *find_litter(folder, SKILL_FILES)}
 
 
 def judge_skill(folder: str, hosts: Iterable[str], entry: dict[str, Any], own: dict[str, str], *,
@@ -5628,9 +5633,8 @@ def read_skills(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def remove_litter(folder: str, names: Iterable[str]) -> None:
-    """Removes what somebody who was killed in here has left: NAME.1234.5.tmp, and links of that name."""
-    pattern = r"(?:%s)\.[\d.]+\.tmp" % "|".join(map(re.escape, names))
-    for path in (os.path.join(folder, name) for name in list_names(folder) if re.fullmatch(pattern, name)):
+    """Removes what find_litter finds; of a link the link."""
+    for path in (os.path.join(folder, name) for name in find_litter(folder, names)):
         is_folder = os.path.isdir(path) and not os.path.islink(path)
         remove_folder(path) if is_folder else remove_file(path)
 
@@ -5664,10 +5668,10 @@ def place_skill(folder: str, files: dict[str, str], link: str) -> None:
             os.rename(aside, folder) if is_aside else None
         except BaseException:
             if os.path.lexists(old) and not os.path.lexists(folder):
-                os.rename(old, folder)
-            raise
-        finally:
+                os.rename(old, folder)   # when even that fails it is not to be removed below
             remove_litter(above, [".selftalk"])
+            raise
+    remove_litter(above, [".selftalk"])
 
 
 class SkillRecord:
@@ -6194,7 +6198,7 @@ def finding_lines(one: Finding) -> Iterator[str]:
 def finding_object(one: Finding) -> dict[str, Any]:
     """What `doctor` has found, as --json shows it."""
     return {"mark": one.mark, "what": one.what, "text": clean_text(one.text), "fix": one.fix or None,
-            **{key: value for key, value in one.facts.items()}}
+            **one.facts}
 
 
 def failure_object(failure: Failure) -> dict[str, Any]:
@@ -6893,7 +6897,8 @@ def cmd_doctor(args: "argparse.Namespace") -> int:
     found = []
     for one in examine(lambda: load_config(args.config), args.means.base, args.echo):
         found.append(one)
-        show(args, lambda: None, finding_lines(one)) if not args.json else None
+        for line in finding_lines(one) if not args.json else ():   # as it comes: an agent may take its time
+            emit(line)
     is_ok = not any(one.mark == "wrong" for one in found)
     if args.json:
         emit({"ok": is_ok, "findings": [finding_object(one) for one in found]})
@@ -7112,7 +7117,8 @@ def make_parser(name: str) -> "argparse.ArgumentParser":
 
 
 def check_verb(words: list[str]) -> None:
-    """Refuses what is rather a verb than a prompt: a worker that was started by a typo is a nuisance."""
+    """Refuses what is rather a verb than a prompt, such as one bare word: a worker that was started by a typo
+    is a nuisance."""
     word, rest = words[0], words[1:]
     if not all(as_number(one) is not None or one == "last" or one.startswith("-") for one in rest):
         return

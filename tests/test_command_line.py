@@ -557,3 +557,61 @@ def test_a_word_that_is_nearly_a_verb_starts_no_worker(sandbox, words):
     sandbox.fake_config()
     what, fix = refused(sandbox, *words, steps="done x; hold")
     assert words[0] in what and any(verb in fix for verb in selftalk.COMMANDS)
+
+
+# --- for who has never seen it ---------------------------------------------------------------------
+
+def test_without_any_word_a_person_at_a_terminal_is_shown_the_help(sandbox):
+    terminal, other = os.openpty()
+    process = subprocess.Popen([*sandbox.command], env=sandbox.env, cwd=sandbox.work, stdin=other, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = (text.decode() for text in process.communicate(timeout=30))
+    for handle in (terminal, other):
+        os.close(handle)
+    assert process.returncode == 2 and out == selftalk.help_text() + "\n" and "nothing to do" in err
+
+
+@pytest.mark.parametrize("word, meant", [("status", "`list`"), ("kill", "`stop`"), ("rm", "`prune`"), ("quota", "`usage`"), ("lsit", "`list`"),
+                                         ("uninstall", "`install-skill --uninstall`"), ("hello", "--help shows them"), ("Hi", "--help shows them")])
+@pytest.mark.parametrize("rest", [(), ("3",), ("last",), ("-q",)])
+def test_a_bare_word_that_is_no_verb_starts_nobody(sandbox, word, meant, rest):
+    sandbox.fake_config()
+    what, fix = refused(sandbox, word, *rest)
+    assert what == "`%s` is no verb" % word and meant in fix and fix.endswith("run -- %s" % word) and nothing_started(sandbox)
+
+
+@pytest.mark.parametrize("words", [("say hello",), ("say", "hello"), ("run", "hello"), ("--", "hello"), ("-p", "fake", "hello"), ("hello", "-p", "fake")])
+def test_but_these_are_prompts(sandbox, words):
+    sandbox.fake_config()
+    assert sandbox.run(*words, steps="done yes")[:2] == (0, "yes\n")
+
+
+@pytest.mark.parametrize("verb", ["run", "install-skill", "wait"])
+def test_help_and_a_verb_is_the_help_of_that_verb(sandbox, verb):
+    assert sandbox.run("help", verb) == sandbox.run(verb, "--help") and sandbox.run("help")[1] == sandbox.run("--help")[1]
+
+
+@pytest.mark.parametrize("verb, operands", [("wait", "[ID…]"), ("stop", "ID…"), ("attach", "[ID]"), ("usage", "[AGENT…]"), ("send", "ID [PROMPT…]")])
+def test_help_says_what_may_be_left_out_and_what_may_be_many(sandbox, verb, operands):
+    assert sandbox.run(verb, "--help")[1].splitlines()[0] == "usage: selftalk.py %s [options] %s" % (verb, operands)
+
+
+def test_words_that_nobody_takes_are_refused(sandbox):
+    assert refused(sandbox, "list", "--", "x")[0] == "list: takes no words behind --"
+    assert "more than one of --copy, --link, --uninstall" in refused(sandbox, "install-skill", "--link", "--copy")[0]
+    assert "more than one of" in refused(sandbox, "install-skill", "--link", "--uninstall")[0]
+
+
+def test_a_built_in_profile_that_the_config_has_replaced_is_told_so(sandbox):
+    sandbox.fake_config()
+    what, fix = refused(sandbox, "run", "-p", "claude", "do it")
+    assert "profile `claude` is not defined in" in what and fix.startswith("it is built in, but the profiles of a config replace those")
+
+
+def test_a_config_that_is_a_pipe_does_not_hang(sandbox):
+    os.mkfifo(sandbox.work / "pipe")
+    assert "is not a file" in refused(sandbox, "profiles", "--config", "pipe")[0]
+
+
+def test_without_tmux_it_is_said_what_needs_none(sandbox):
+    sandbox.fake_config()
+    assert "-H" in refused(sandbox, "run", "do it", code=3, env={"PATH": str(sandbox.work)})[1]

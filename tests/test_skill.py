@@ -775,3 +775,33 @@ def test_a_run_in_a_sandbox_without_network_is_refused_before_anything_starts(bo
     status, out, err = box.run("run", "-p", "opencode", "do it", env=sandboxed)
     assert (status, out) == (2, "") and "gives this command no network" in err and "outside of the sandbox" in err
     assert not (box.state / "runs").exists()
+
+
+def test_a_run_is_not_taken_up_again_in_a_sandbox_without_network(box, sandboxed):
+    program(box, "codex", "0.169.0")
+    (box.folder / "programs/codex").write_text("#!/bin/sh\ncat > /dev/null\necho '{\"type\":\"thread.started\",\"thread_id\":\"t1\"}'\n"
+                                               "echo '{\"type\":\"item.completed\",\"item\":{\"type\":\"agent_message\",\"text\":\"done\"}}'\n"
+                                               "echo '{\"type\":\"turn.completed\",\"usage\":{}}'\n")
+    assert box.run("run", "-H", "-p", "codex", "do it")[:2] == (0, "done\n")
+    status, out, err = box.run("send", "1", "again", env=sandboxed)
+    assert (status, out) == (2, "") and "gives this command no network" in err
+    assert box.run("send", "1", "again")[:2] == (0, "done\n")
+
+
+@pytest.mark.parametrize("can_go_back", [True, False])
+def test_a_copy_that_cannot_be_replaced_is_never_lost(tmp_path, monkeypatch, can_go_back):
+    folder = tmp_path / "skills/selftalk"
+    put(folder)
+    calls, rename = [], os.rename
+
+    def broken(source, target):
+        calls.append(target)
+        if len(calls) == 2 or len(calls) == 3 and not can_go_back:
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", broken)
+    with pytest.raises(selftalk.Unusable, match="input/output error"):
+        selftalk.place_skill(str(folder), {}, str(ROOT))
+    [script] = (tmp_path / "skills").rglob("selftalk.py")
+    assert script.read_text() == OLDER and (script.parent == folder) == can_go_back
